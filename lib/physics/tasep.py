@@ -1,0 +1,438 @@
+"""Open TASEP: exact draws from its stationary state, and its exact answers.
+
+Particles enter at the left of a chain of N sites with rate alpha, hop one site to the right with
+rate 1 if it is free, and leave at the right with rate beta. Throughout, a = (1 - alpha) / alpha and
+b = (1 - beta) / beta.
+
+**Two rows.** With D = 1 + U and E = 1 + U^T, where U raises a height h >= 0 by one, the matrix
+product of Derrida, Evans, Hakim and Pasquier (J. Phys. A 26, 1493, 1993) has <W| = (1, a, a^2, ...)
+and |V> = (1, b, b^2, ...)^T. Written as a sum over paths (Enaud and Derrida, J. Stat. Phys. 114,
+537, 2004), the chain tau gets a partner row xi in {0, 1}^N; summing over the first height leaves
+
+    P(tau, xi) proportional to a^u b^v,    S_i = sum_{j <= i} (tau_j - xi_j),
+    u = -min_{0 <= i <= N} S_i,            v = S_N + u,
+
+non-negative and finite at *all* rates: also where alpha + beta <= 1 and the sum over heights
+diverges, since both sides, before normalising, are polynomials in a and b.
+
+**One path.** Pitman's transform R_i = S_i - 2 min_{j <= i} S_j makes S a walk R >= 0 that ends at
+q = u + v, and turns each first step of S to a new minimum into the last step of R out of a level
+below u. It is one to one for every u in 0, ..., q. Hence
+
+    Z_N = sum_q n_N(q) sum_{k=0}^q a^k b^(q-k),    n_N(q) = (q + 1) / (N + 1) C(2N + 2, N - q),
+
+where n_N(q) counts the walks R (the ballot numbers).
+"""
+
+import operator
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln, xlogy
+
+PHASES = ("low density", "high density", "maximal current", "coexistence")
+
+Floats = NDArray[np.float64]
+
+
+def sample(alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Draw one configuration from the stationary state for each pair of rates, without burn-in.
+
+    The end height q of the path of the module's head is drawn from its N + 1 closed-form weights, u
+    from its truncated geometric law, and the path uniformly, backwards in time: as 2N + 1 steps
+    +-1 that stay >= 0, a path at height x after M steps came from below with probability
+    x (M + x + 2) / (2 M (x + 1)). The odd steps are tau, but for the u last exits, which are
+    emptied. Cost O(N) in time and memory for each configuration. Nothing is truncated: the only
+    departure from the exact law is float64 rounding, about 1e-11 in total variation at N = 16,384.
+
+    Args:
+        alpha, beta: entry and exit rates in (0, 1], scalars or one per configuration.
+        size: number of sites N >= 1.
+        seed: draw i depends on (seed, i), its rates and N alone, not on the batch or the threads.
+
+    Returns occupations in {0, 1}, shape (n, size); n = 1 for scalar rates.
+
+    Raises ValueError for rates outside (0, 1], lengths that differ, or size < 1.
+    """
+    alpha, beta = _rates(alpha, beta, batch=True)
+    size = _size(size, least=1)
+    occupied = np.empty((alpha.size, size), np.uint8)
+    keys = _keys(seed, alpha.size)
+    _sample(keys, _log_odds(alpha), _log_odds(beta), _log_paths(size), occupied)
+    return occupied
+
+
+def simulate(
+    alpha: ArrayLike, beta: ArrayLike, size: int, sweeps: int, *, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Run plain random-sequential dynamics from a random start, the baseline for `sample`.
+
+    One sweep is N + 1 updates, one unit of time: each picks one of the N + 1 bonds and moves the
+    particle across it if it can, with probability alpha at the entry and beta at the exit. The
+    start has each site occupied with probability 1/2. How many sweeps equilibrium takes is for the
+    caller to judge: about N^1.5 / 3.58 for each factor e in the maximal-current phase (de Gier and
+    Essler, Phys. Rev. Lett. 95, 240601, 2005), of order N^2 on the coexistence line.
+
+    Returns occupations, shape (n, size), one independent run per pair of rates. Raises ValueError
+    as `sample` does, and for sweeps < 0.
+    """
+    alpha, beta = _rates(alpha, beta, batch=True)
+    size = _size(size, least=1)
+    sweeps = _size(sweeps, least=0, name="sweeps")
+    occupied = np.empty((alpha.size, size), np.uint8)
+    _simulate(_keys(seed, alpha.size), alpha, beta, sweeps, occupied)
+    return occupied
+
+
+def log_partition(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
+    """Exact log Z_N of the matrix product <W|(D + E)^N|V>, with Z_0 = 1 and Z_1 = 1/alpha + 1/beta.
+
+    The sum over q of the module's head in the log domain. Every term is positive, so nothing
+    cancels at or near alpha = beta or alpha + beta = 1. Dimensionless, the shape of the rates.
+
+    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 0.
+    """
+    alpha, beta = _rates(alpha, beta)
+    size = _size(size, least=0)
+    return _end_moments(alpha, beta, size)[0] + _log_catalan(size + 1)
+
+
+def current(alpha: ArrayLike, beta: ArrayLike, size: int | None = None) -> Floats:
+    """Exact stationary current J_N = Z_{N-1} / Z_N, in particles per unit of time.
+
+    Since n_{N-1}(q) / n_N(q) is rational, J_N = <(N - q)(N + q + 2)> / (2N (2N + 1)), a mean over
+    the end height q. With `size=None` the infinite chain: m (1 - m), m = min(alpha, beta, 1/2).
+
+    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 1.
+    """
+    alpha, beta = _rates(alpha, beta)
+    if size is None:
+        slowest = np.minimum(np.minimum(alpha, beta), 0.5)
+        return slowest * (1 - slowest)
+    size = _size(size, least=1)
+    return _end_moments(alpha, beta, size)[1] / (2 * size * (2 * size + 1))
+
+
+def current_gradient(alpha: ArrayLike, beta: ArrayLike) -> Floats:
+    """Gradient (dJ/dalpha, dJ/dbeta) of the infinite chain's current, shape (..., 2).
+
+    (1 - 2 alpha, 0) at low density, (0, 1 - 2 beta) at high density, 0 at maximal current. On the
+    coexistence line, where J has a kink, the mean of its two sides.
+
+    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    """
+    alpha, beta = _rates(alpha, beta)
+    entry, exit_ = _limiting(alpha, beta)
+    return np.stack([entry * (1 - 2 * alpha), exit_ * (1 - 2 * beta)], axis=-1)
+
+
+def phase(alpha: ArrayLike, beta: ArrayLike) -> NDArray[np.str_]:
+    """Name the phase of the infinite chain, one of `PHASES`.
+
+    "low density" for alpha < beta and alpha < 1/2, "high density" for beta < alpha and beta < 1/2,
+    "maximal current" for alpha, beta >= 1/2 (its borders belong to it), and "coexistence" on
+    the line alpha = beta < 1/2, where the first two meet.
+
+    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    """
+    alpha, beta = _rates(alpha, beta)
+    low = (alpha < beta) & (alpha < 0.5)
+    high = (beta < alpha) & (beta < 0.5)
+    maximal = (alpha >= 0.5) & (beta >= 0.5)
+    return np.select([low, high, maximal], PHASES[:3], PHASES[3])
+
+
+def density_profile(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
+    """Exact mean occupation <tau_i> of every site, shape (..., size).
+
+    With the Catalan numbers C_p and B_k the coefficients of beta / (beta - x), x (1 - x) = t,
+
+        <tau_i> Z_N = sum_{p=0}^{N-i-1} C_p Z_{N-1-p} + Z_{i-1} B_{N-i} / beta
+
+    (Derrida et al. 1993, their sum over powers of 1 / beta being B_{N-i} / beta). From
+    sum_k Z_k t^k = alpha beta / ((alpha - x)(beta - x)) follow B_{k-1} = beta (1 - beta) B_k +
+    beta C_{k-1} and alpha (1 - alpha) Z_k = Z_{k-1} + alpha (1 - alpha - beta) B_k, each run in
+    the direction in which all its terms are positive; O(N) for each pair of rates.
+
+    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 1.
+    """
+    alpha, beta = _rates(alpha, beta)
+    size = _size(size, least=1)
+    log_z = log_partition(alpha, beta, size)
+    log_b = log_partition(1.0, beta, size - 1) - np.log(beta)
+    profile = np.empty((alpha.size, size))
+    _profiles(*(np.ravel(x) for x in (alpha, beta, log_z, log_b)), profile)
+    return profile.reshape(*alpha.shape, size)
+
+
+def fisher_metric(alpha: ArrayLike, beta: ArrayLike) -> Floats:
+    """Fisher metric per site of the infinite chain in (alpha, beta), shape (..., 2, 2).
+
+    diag(1 / (alpha (1 - alpha)), 0) at low density, diag(0, 1 / (beta (1 - beta))) at high density
+    and 0 at maximal current: away from the ends any few sites are independent with density alpha,
+    1 - beta or 1/2. Rank one at most. On the coexistence line the mean of its two sides.
+
+    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    """
+    alpha, beta = _rates(alpha, beta)
+    metric = np.zeros((*alpha.shape, 2, 2))
+    for axis, (rate, weight) in enumerate(zip((alpha, beta), _limiting(alpha, beta), strict=True)):
+        inside = weight > 0
+        metric[inside, axis, axis] = weight[inside] / (rate[inside] * (1 - rate[inside]))
+    return metric
+
+
+def potentials(alpha: ArrayLike, beta: ArrayLike) -> dict[str, Floats]:
+    """Three convex potentials per site with the same kinks, m = min(alpha, beta, 1/2).
+
+    "current": -J = -m (1 - m); "log_current": -log J, the limit of log Z_N / N; "fisher":
+    m log m + (1 - m) log(1 - m), whose Hessian in (alpha, beta) is `fisher_metric`. Each has the
+    shape of the rates.
+
+    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    """
+    alpha, beta = _rates(alpha, beta)
+    m = np.minimum(np.minimum(alpha, beta), 0.5)
+    return {
+        "current": -m * (1 - m),
+        "log_current": -np.log(m) - np.log1p(-m),
+        "fisher": xlogy(m, m) + xlogy(1 - m, 1 - m),
+    }
+
+
+def _limiting(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
+    """Share of the entry and of the exit in limiting the current: 0, 1, or 1/2 at coexistence."""
+    names = phase(alpha, beta)
+    shared = 0.5 * (names == PHASES[3])
+    return (names == PHASES[0]) + shared, (names == PHASES[1]) + shared
+
+
+def _rates(alpha: ArrayLike, beta: ArrayLike, *, batch: bool = False) -> tuple[Floats, Floats]:
+    """Both rates as float64 arrays of one shape, one-dimensional for a batch."""
+    rates = {"alpha": np.asarray(alpha, np.float64), "beta": np.asarray(beta, np.float64)}
+    for name, rate in rates.items():
+        wrong = rate[~((rate > 0) & (rate <= 1))]
+        if wrong.size:
+            raise ValueError(f"{name} must lie in (0, 1], got {wrong.flat[0]}")
+        if batch and rate.ndim > 1:
+            raise ValueError(f"{name} must be a scalar or have shape (n,), got {rate.shape}")
+    try:
+        alpha, beta = (np.array(rate) for rate in np.broadcast_arrays(*rates.values()))
+    except ValueError:
+        shapes = " and ".join(str(rate.shape) for rate in rates.values())
+        raise ValueError(f"alpha and beta must have equal lengths, got shapes {shapes}") from None
+    return (np.atleast_1d(alpha), np.atleast_1d(beta)) if batch else (alpha, beta)
+
+
+def _size(value: int, *, least: int, name: str = "size") -> int:
+    """The value as an int of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return number
+
+
+def _log_odds(rate: Floats) -> Floats:
+    """Log of a = (1 - rate) / rate, minus infinity at rate 1."""
+    with np.errstate(divide="ignore"):
+        return np.log1p(-rate) - np.log(rate)
+
+
+def _log_catalan(n: int) -> float:
+    """Log of the Catalan number C_n."""
+    return gammaln(2 * n + 1) - gammaln(n + 1) - gammaln(n + 2)
+
+
+def _log_paths(size: int) -> Floats:
+    """Log of n_N(q) / n_N(0) for q = 0, ..., N, summed from the exact ratios of neighbours."""
+    q = np.arange(1, size + 1)
+    steps = np.log((q + 1) * (size - q + 1) / (q * (size + q + 2.0)))
+    return np.concatenate([[0.0], np.cumsum(steps)])
+
+
+def _end_moments(alpha: Floats, beta: Floats, size: int) -> tuple[Floats, Floats]:
+    """log(Z_N / n_N(0)) and <(N - q)(N + q + 2)>, each in the shape of the rates."""
+    log_sum, moment = np.empty(alpha.size), np.empty(alpha.size)
+    log_a, log_b = _log_odds(alpha).ravel(), _log_odds(beta).ravel()
+    _moments(log_a, log_b, _log_paths(size), log_sum, moment)
+    return log_sum.reshape(alpha.shape), moment.reshape(alpha.shape)
+
+
+def _keys(seed: int, n: int) -> NDArray[np.uint64]:
+    """One generator key per draw, hashed from (seed, index)."""
+    base = _mix(np.uint64(operator.index(seed) % 2**64))
+    return _mix(np.arange(n, dtype=np.uint64) + base)
+
+
+@njit(cache=True)
+def _mix(z):
+    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014) on a golden-ratio increment."""
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True)
+def _uniform(key, counter):
+    """Number `counter` of the stream `key`: SplitMix64 as a function, in [0, 1) with 53 bits."""
+    z = _mix(key + np.uint64(counter) * np.uint64(0x9E3779B97F4A7C15))
+    return np.float64(z >> np.uint64(11)) * 2.0**-53
+
+
+@njit(cache=True)
+def _end_weights(log_a, log_b, log_paths):
+    """Weights n_N(q) / n_N(0) * sum_k a^k b^(q-k) / exp(top) of the end height, and top."""
+    larger = max(log_a, log_b)
+    ratio = np.exp(-abs(log_a - log_b)) if larger > -np.inf else 0.0
+    top = 0.0
+    for q in range(1, log_paths.size):
+        top = max(top, log_paths[q] + q * larger)
+    weights = np.empty(log_paths.size)
+    weights[0] = np.exp(-top)
+    geometric = 1.0
+    for q in range(1, log_paths.size):
+        geometric = 1.0 + ratio * geometric
+        weights[q] = np.exp(log_paths[q] + q * larger - top) * geometric
+    return weights, top
+
+
+@njit(cache=True, parallel=True)
+def _moments(log_a, log_b, log_paths, log_sum, moment):
+    """Fill in the log of the sum of weights and the mean of (N - q)(N + q + 2)."""
+    size = log_paths.size - 1
+    for i in prange(log_a.size):
+        weights, top = _end_weights(log_a[i], log_b[i], log_paths)
+        total = 0.0
+        product = 0.0
+        for q in range(size + 1):
+            total += weights[q]
+            product += weights[q] * (size - q) * (size + q + 2.0)
+        log_sum[i] = top + np.log(total)
+        moment[i] = product / total
+
+
+@njit(cache=True)
+def _index(weights, uniform):
+    """Index drawn with probability proportional to its weight, by inversion."""
+    target = uniform * weights.sum()
+    for q in range(weights.size):
+        target -= weights[q]
+        if target < 0.0:
+            return q
+    return weights.argmax()
+
+
+@njit(cache=True)
+def _entry_share(log_a, log_b, q, uniform):
+    """The exponent u of a, drawn from a^u b^(q-u) on 0, ..., q."""
+    if q == 0:
+        return 0
+    log_ratio = -abs(log_a - log_b)
+    if log_ratio == 0.0:
+        smaller = int(uniform * (q + 1))
+    else:
+        smaller = int(np.log1p(uniform * np.expm1((q + 1) * log_ratio)) / log_ratio)
+    smaller = min(smaller, q)
+    return smaller if log_a < log_b else q - smaller
+
+
+@njit(cache=True)
+def _from_below(key, time, height):
+    """Whether the last step of a uniform path >= 0 to `height` at `time` was up."""
+    came_up = float(height) * (time + height + 2.0)
+    return _uniform(key, time) * (2.0 * time * (height + 1.0)) < came_up
+
+
+@njit(cache=True, parallel=True)
+def _sample(keys, log_a, log_b, log_paths, occupied):
+    """Fill in one exact configuration per row, each path drawn backwards in time."""
+    size = occupied.shape[1]
+    for i in prange(keys.size):
+        weights, _ = _end_weights(log_a[i], log_b[i], log_paths)
+        q = _index(weights, _uniform(keys[i], 0))
+        lowest = _entry_share(log_a[i], log_b[i], q, _uniform(keys[i], 2 * size + 2))
+        height = 2 * q + 1
+        for site in range(size - 1, -1, -1):
+            height += 1 - 2 * _from_below(keys[i], 2 * site + 3, height)
+            up = _from_below(keys[i], 2 * site + 2, height)
+            height += 1 - 2 * up
+            occupied[i, site] = up
+            # Back at (height - 1) / 2 for the first time: this was the last exit from that level.
+            if height < 2 * lowest:
+                lowest -= 1
+                occupied[i, site] = 0
+
+
+@njit(cache=True, parallel=True)
+def _simulate(keys, alpha, beta, sweeps, occupied):
+    """Fill in one random-sequential run per row."""
+    size = occupied.shape[1]
+    for i in prange(keys.size):
+        tau = occupied[i]
+        for site in range(size):
+            tau[site] = _uniform(keys[i], site) < 0.5
+        for update in range(sweeps * (size + 1)):
+            # One draw picks the bond and, by its fraction, decides whether a border acts.
+            draw = _uniform(keys[i], size + update) * (size + 1)
+            bond = int(draw)
+            chance = draw - bond
+            if bond == 0:
+                tau[0] |= chance < alpha[i]
+            elif bond == size:
+                tau[size - 1] &= chance >= beta[i]
+            elif tau[bond - 1] > tau[bond]:
+                tau[bond - 1], tau[bond] = 0, 1
+
+
+@njit(cache=True)
+def _scaled_catalan(rate, size):
+    """C_k rate^k for k = 0, ..., N."""
+    catalan = np.ones(size + 1)
+    for k in range(1, size + 1):
+        catalan[k] = catalan[k - 1] * rate * (4.0 * k - 2.0) / (k + 1.0)
+    return catalan
+
+
+@njit(cache=True)
+def _one_boundary(beta, log_b, size):
+    """B_k J^k with J = m (1 - m), m = min(beta, 1/2), for k = 0, ..., N; log_b is log B_N."""
+    rate = min(beta, 0.5)
+    rate *= 1.0 - rate
+    catalan = _scaled_catalan(rate, size)
+    b = np.empty(size + 1)
+    b[size] = np.exp(log_b + size * np.log(rate))
+    for k in range(size, 0, -1):
+        b[k - 1] = beta * (1.0 - beta) / rate * b[k] + beta * catalan[k - 1]
+    return b, rate
+
+
+@njit(cache=True)
+def _profiles(alpha, beta, log_z, log_b, profile):
+    """Fill in <tau_i>, with Z_k J^k in place of Z_k against overflow."""
+    size = profile.shape[1]
+    for i in range(alpha.size):
+        b, own_rate = _one_boundary(beta[i], log_b[i], size)
+        slowest = min(alpha[i], beta[i], 0.5)
+        rate = slowest * (1.0 - slowest)
+        for k in range(size + 1):
+            b[k] *= (rate / own_rate) ** k
+        inner, excess = alpha[i] * (1.0 - alpha[i]), alpha[i] * (alpha[i] + beta[i] - 1.0)
+        z = np.empty(size + 1)
+        z[0], z[size] = 1.0, np.exp(log_z[i] + size * np.log(rate))
+        if excess < 0.0:
+            for k in range(1, size + 1):
+                z[k] = (rate * z[k - 1] - excess * b[k]) / inner
+        else:
+            for k in range(size, 0, -1):
+                z[k - 1] = (inner * z[k] + excess * b[k]) / rate
+        catalan = _scaled_catalan(rate, size)
+        total = 0.0
+        for site in range(size - 1, -1, -1):
+            hop = z[site] * b[size - 1 - site] / beta[i]
+            profile[i, site] = rate * (total + hop) / z[size]
+            total += catalan[size - 1 - site] * z[site]
