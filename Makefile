@@ -1,0 +1,94 @@
+# Every recipe goes through lib/kit/pipeline.py, which decides by content what is stale.
+# Relative paths only: the checkout may lie in a folder with spaces. Works with GNU make 3.81.
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PROFILE ?= quick
+NOTEBOOKS := $(notdir $(basename $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+
+# An active environment is used only if it meets the lock; else .venv, which `ready` sets up.
+PYTHON := $(shell for folder in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
+	if [ -n "$$folder" ] && "$$folder/bin/python" -I lib/kit/environment.py >/dev/null 2>&1; \
+	then echo "$$folder/bin/python"; exit; fi; done; echo .venv/bin/python)
+PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
+
+# Kernels take lib from this checkout and are those of this interpreter, not a user's own.
+export PYTHONPATH := $(CURDIR)
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard clean
+
+help: ## list of targets
+	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@for name in $(NOTEBOOKS); do printf '  %-18s run this notebook if it is stale\n' "$$name"; done
+
+setup: ## build .venv from requirements.lock and check that it works
+	@python=; for candidate in python3.11 python3 python; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
+	  then python="$$candidate"; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "Python 3.11 not found: tried python3.11, python3 and python. Install it and run make again." >&2; \
+	  exit 1; fi; \
+	set -e; \
+	stamp="$$("$$python" -I lib/kit/environment.py --stamp)"; \
+	if [ "$$(cat .venv/lock.sha256 2>/dev/null)" != "$$stamp" ] \
+	   || ! .venv/bin/python -I lib/kit/environment.py; then \
+	  rm -f .venv/lock.sha256; \
+	  .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	    || "$$python" -m venv --clear .venv; \
+	  .venv/bin/python -m pip install -r requirements.lock; \
+	  .venv/bin/python -m pip install --no-deps --no-build-isolation -e .; \
+	  .venv/bin/python -I lib/kit/environment.py; \
+	  echo "$$stamp" > .venv/lock.sha256; \
+	fi; \
+	.venv/bin/python -m lib.kit.environment --summary
+
+ready:
+	@"$(PYTHON)" -I lib/kit/environment.py >/dev/null 2>&1 || $(MAKE) setup
+
+figures: ready ## run every stale notebook, write figures/, print the scorecard
+	$(PIPELINE) run --profile "$(PROFILE)"
+	@$(PIPELINE) scorecard
+
+$(NOTEBOOKS): ready
+	$(PIPELINE) run --profile "$(PROFILE)" $@
+
+lint: ready ## ruff on .py and .ipynb
+	"$(PYTHON)" -m ruff check .
+	"$(PYTHON)" -m ruff format --check .
+
+test: lint ## lint, all notebooks in profile smoke, pytest with nbval
+	$(PIPELINE) run --profile smoke
+	KIT_PROFILE=smoke TQDM_DISABLE=1 "$(PYTHON)" -m pytest \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=180 tests notebooks
+
+refresh: ready ## write the outputs of the quick profile into notebooks/, the scorecard into README.md
+	$(PIPELINE) refresh
+	$(PIPELINE) scorecard --readme
+
+student: ready ## copies of the notebooks without solutions and outputs, in build/student/
+	$(PIPELINE) student
+
+rehearse: ready ## the paper profile on generated full-size folders, two images, two steps
+	$(PIPELINE) rehearse
+
+bench: ready ## every speed claim against its baseline, in one run
+	"$(PYTHON)" -m benchmarks
+
+lab: ready ## open the notebooks in JupyterLab
+	"$(PYTHON)" -m jupyterlab notebooks
+
+scorecard: ready ## print the scorecard
+	@$(PIPELINE) scorecard
+
+clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ and .venv stay
+	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi
+	rm -rf cache .pytest_cache .ruff_cache .hypothesis
+
+ifneq ($(wildcard lib/training/train.py),)
+.PHONY: models
+models: ready ## train the embedded models
+	"$(PYTHON)" -m lib.training.train
+endif

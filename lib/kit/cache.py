@@ -1,0 +1,264 @@
+"""Results of slow functions, kept on disk and found again by what they were made from.
+
+A key covers the source of the function's module and of the `lib` modules it imports, the arguments
+by content, the seed of the run, model weights that the arguments name, the lock file, installed
+versions and the device class. An entry is one npz file with its own SHA-256; nothing is pickled.
+Weights that a function loads without being told their name do not enter its key.
+"""
+
+import dis
+import functools
+import importlib.metadata
+import inspect
+import io
+import json
+import os
+import sys
+import types
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import CodeType
+
+import numpy as np
+import torch
+
+from lib.kit import codec, session, sources
+from lib.kit.sources import weights
+
+__all__ = ["cached", "folder", "key", "weights"]
+
+VERSIONED = ("numpy", "scipy", "numba", "torch", "diffusers", "transformers", "resvg-py")
+_first_seen: dict[str, str] = {}
+
+
+def cached(function: Callable, /, *args, **kwargs) -> object:
+    """Return `function(*args, **kwargs)`, from the cache when the same call was made before.
+
+    Values may be plain values, arrays, tensors, and the dataclasses and networks of `lib`, and come
+    back detached from any graph. A corrupt entry is reported, deleted and computed anew.
+
+    Raises:
+        ValueError: when an argument or the value has no stored form, or when a source file was
+            edited after this Python session first used it.
+    """
+    function, args, kwargs = _flatten(function, args, kwargs)
+    entry, local_functions = _entry(function, args, kwargs)
+    found = _read(entry)
+    if found is None:
+        value = function(*args, **kwargs)
+        sink = codec.Sink(replace=functools.partial(_keep_arguments, local_functions))
+        found = codec.encode(value, sink), sink.arrays
+        _write(entry, *found)
+    return codec.decode(*found, local_functions)
+
+
+def key(function: Callable, /, *args, **kwargs) -> str:
+    """Return the key under which `cached` keeps this call: 64 hexadecimal digits."""
+    return _entry(*_flatten(function, args, kwargs))[0].stem
+
+
+def folder() -> Path:
+    """Return the cache folder (`KIT_CACHE`, or cache/ under the root)."""
+    return Path(os.environ.get("KIT_CACHE") or session.root() / "cache")
+
+
+def _flatten(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict]:
+    """Unpack partial application, so that equal calls share a key."""
+    while isinstance(function, functools.partial):
+        args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
+        function = function.func
+    return function, args, kwargs
+
+
+def _entry(function: Callable, args: tuple, kwargs: dict) -> tuple[Path, dict[str, Callable]]:
+    """File of this call, and the notebook functions among its arguments by hash of their code."""
+    local_functions: dict[str, Callable] = {}
+    sink = codec.Sink(replace=functools.partial(_for_key, local_functions, []))
+    call = codec.encode([function, *_bind(function, args, kwargs)], sink)
+    run = session.active()
+    context = {
+        "seed": run.seed if run else None,
+        "sources": _source_digests(sink.modules),
+        "weights": {text: weights(text) for text in sorted(_model_names(call))},
+        "versions": _versions(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    digest = _digest([call, context], sink.arrays)
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'object')}"
+    return folder() / name.replace("<", "").replace(">", "") / f"{digest}.npz", local_functions
+
+
+def _bind(function: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments in the form the signature gives them, so that f(1, b=2) and f(1, 2) agree."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except ValueError:  # builtins without a signature
+        return args, kwargs
+    bound.apply_defaults()
+    return bound.args, dict(sorted(bound.kwargs.items()))
+
+
+def _for_key(local_functions: dict, open_: list, value: object, sink: codec.Sink) -> object:
+    """Stand-in, within a key, for weights, modules and functions without an importable name."""
+    if hasattr(value, "weight_hash") and not isinstance(value, type):
+        kind = type(value)
+        sink.modules.add(kind.__module__)
+        return {"weights": [kind.__qualname__, value.weight_hash, str(getattr(value, "dtype", ""))]}
+    if isinstance(value, types.ModuleType):
+        sink.modules.add(value.__name__)
+        return {"module": value.__name__}
+    nameable = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
+    if nameable and (name := codec.name_of(value, below=())):
+        sink.modules.add(name.partition(":")[0])
+        return {"function": name}
+    if isinstance(value, types.FunctionType):
+        tree = _code_tree(value, open_, sink)
+        local_functions[(digest := _digest(tree, sink.arrays))] = value
+        return {"code": digest}
+    return None
+
+
+def _keep_arguments(local_functions: dict, value: object, sink: codec.Sink) -> object:
+    """Stand-in, within a stored value, for a notebook function that was among the arguments."""
+    for digest, function in local_functions.items():
+        if function is value:
+            return {"argument": digest}
+    return None
+
+
+def _code_tree(function: types.FunctionType, open_: list, sink: codec.Sink) -> dict:
+    """Code, constants, defaults, closure and referenced globals; `open_` breaks recursion."""
+    if function in open_:
+        return {"again": open_.index(function)}
+    code, outer = function.__code__, function.__globals__
+    sink.modules.update(sources.lib_names(_imported(code)))
+    parts = {
+        "defaults": function.__defaults__,
+        "keyword defaults": function.__kwdefaults__,
+        "closure": inspect.getclosurevars(function).nonlocals,
+        "globals": {name: outer[name] for name in _global_names(code) & set(outer)},
+    }
+    open_.append(function)
+    try:
+        return {"code": _code(code)} | {n: _part(function, n, p, sink) for n, p in parts.items()}
+    finally:
+        open_.pop()
+
+
+def _part(function: types.FunctionType, name: str, part: object, sink: codec.Sink) -> object:
+    ordered = dict(sorted(part.items())) if isinstance(part, dict) else part
+    try:
+        return codec.encode(ordered, sink)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot hash the {name} of {function.__qualname__}: {error}. Move the function to a "
+            "module of lib, or hand over what it needs as arguments"
+        ) from None
+
+
+def _code(code: CodeType) -> list:
+    """Bytecode, constants and names, without file name and line numbers."""
+    constants = [_code(c) if isinstance(c, CodeType) else _constant(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
+
+
+def _constant(value: object) -> str:
+    # The order of a frozenset depends on the process.
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def _nested(code: CodeType) -> Iterable[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+def _names(code: CodeType, *operations: str) -> set[str]:
+    instructions = (step for part in _nested(code) for step in dis.get_instructions(part))
+    return {step.argval for step in instructions if step.opname in operations}
+
+
+def _global_names(code: CodeType) -> set[str]:
+    return _names(code, "LOAD_GLOBAL", "LOAD_NAME")
+
+
+def _imported(code: CodeType) -> set[str]:
+    modules = _names(code, "IMPORT_NAME")
+    return modules | {f"{m}.{name}" for m in modules for name in _names(code, "IMPORT_FROM")}
+
+
+def _source_digests(modules: Iterable[str]) -> dict[str, str]:
+    """Digests of the named modules and of all `lib` modules they import."""
+    digests = {}
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None) or ""
+        if name.split(".")[0] == "lib":
+            digests |= sources.closure([name])
+        elif path.endswith(".py"):
+            digest, imported = sources.scan(Path(path))
+            digests |= {name: digest, **sources.closure(imported)}
+    for name, digest in digests.items():
+        if _first_seen.setdefault(name, digest) != digest:
+            # The code in memory may be older than the file: its results must not pass for new ones.
+            raise ValueError(f"{name} was edited after this session used it: restart the kernel")
+    return digests
+
+
+def _model_names(tree: object) -> set[str]:
+    """Strings of a tree that name a folder of weights."""
+    if isinstance(tree, str):
+        return {tree} if 0 < len(tree) < 200 and sources.weights_folder(tree) else set()
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return set().union(*map(_model_names, items))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    installed = {"python": "{}.{}".format(*sys.version_info)}
+    for name in VERSIONED:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed[name] = "absent"
+    lock = session.root() / "requirements.lock"
+    installed["lock"] = sources.file_sha256(lock) if lock.is_file() else "absent"
+    return installed
+
+
+def _digest(tree: object, arrays: list[np.ndarray]) -> str:
+    """SHA-256 of a tree and its arrays: kinds, shapes and bytes."""
+    parts = [json.dumps(tree, sort_keys=True)]
+    for array in arrays:
+        parts += [f"{array.dtype.str}{array.shape}", np.ascontiguousarray(array).tobytes()]
+    return sources.sha256(*parts)
+
+
+def _write(entry: Path, tree: object, arrays: list[np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+    checksum = np.array(_digest([entry.stem, tree], arrays))
+    named = {f"array{index}": array for index, array in enumerate(arrays)}
+    np.savez(buffer, tree=text, sha256=checksum, **named)
+    session.write_atomically(entry, buffer.getvalue())
+
+
+def _read(entry: Path) -> tuple[object, list[np.ndarray]] | None:
+    """Tree and arrays of a sound entry; None, and the file gone, otherwise."""
+    if not entry.is_file():
+        return None
+    try:
+        with np.load(entry, allow_pickle=False) as stored:
+            tree = json.loads(stored["tree"].tobytes())
+            arrays = [stored[f"array{index}"] for index in range(len(stored.files) - 2)]
+            if str(stored["sha256"]) == _digest([entry.stem, tree], arrays):
+                return tree, arrays
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        pass  # every one of them means: not the bytes that were written
+    where = f"{entry.parent.name}/{entry.name}"
+    warnings.warn(f"cache entry {where} is corrupt: deleted, computed anew", stacklevel=3)
+    entry.unlink(missing_ok=True)
+    return None

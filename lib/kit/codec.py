@@ -1,0 +1,260 @@
+"""Values as a JSON tree plus arrays: what a cache entry stores and what a cache key is made of.
+
+No pickle: classes and functions are stored by name, and only names below `TRUSTED` are looked up.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+PLAIN = (type(None), bool, int, float, str)
+TRUSTED = ("lib", "numpy", "scipy", "torch", "math", "operator")
+
+
+@dataclass
+class Sink:
+    """What one encoding collects: the arrays in order of appearance, and the modules it names.
+
+    `replace` sees every value first; what it returns, unless None, stands for the value.
+    """
+
+    arrays: list[np.ndarray] = field(default_factory=list)
+    modules: set[str] = field(default_factory=set)
+    replace: Callable[[object, "Sink"], object] = lambda value, sink: None
+
+
+def name_of(thing: object, below: tuple[str, ...] | None = None) -> str | None:
+    """Return `module:qualname` of a class or function that can be imported by it, else None.
+
+    Only names `below` the given packages count, by default the trusted ones; an empty tuple stands
+    for all but `__main__`.
+    """
+    below = TRUSTED if below is None else below
+    module = getattr(thing, "__module__", None) or "__main__"
+    if module == "__main__" or (below and module.split(".")[0] not in below):
+        return None
+    # The qualified name of a torch builtin is not always an attribute of its module; its name is.
+    for attribute in ("__qualname__", "__name__"):
+        name = f"{module}:{getattr(thing, attribute, '')}"
+        try:
+            if _import(name) is thing:
+                return name
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def _look_up(name: str) -> object:
+    """Import what a stored entry names."""
+    if name.partition(":")[0].split(".")[0] not in TRUSTED:
+        raise ValueError(f"{name!r} is not below one of {TRUSTED}: refusing to import it")
+    return _import(name)
+
+
+def _import(name: str) -> object:
+    module, _, qualname = name.partition(":")
+    return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+
+
+def _named(thing: object, sink: Sink) -> str:
+    name = name_of(thing)
+    if name is None:
+        raise ValueError(
+            f"cannot store {thing!r}: it has no importable name below {TRUSTED}; "
+            "move its definition to a module of lib"
+        )
+    sink.modules.add(name.partition(":")[0])
+    return name
+
+
+def _put(array: np.ndarray, sink: Sink) -> int:
+    if array.dtype.hasobject:
+        raise ValueError(f"cannot store an array of dtype {array.dtype}: use numbers or strings")
+    sink.arrays.append(array)
+    return len(sink.arrays) - 1
+
+
+def encode(value: object, sink: Sink) -> object:
+    """Return the JSON tree of `value`; arrays go to `sink`.
+
+    Raises:
+        ValueError: when `value` holds something that has no stored form.
+    """
+    replaced = sink.replace(value, sink)
+    if replaced is not None:
+        return replaced
+    if type(value) in PLAIN:
+        return value
+    if type(value) is list:
+        return [encode(item, sink) for item in value]
+    for tag, (matches, write, _) in FORMS.items():
+        if matches(value):
+            return {tag: write(value, sink)}
+    raise ValueError(
+        f"cannot store or hash a {type(value).__module__}.{type(value).__qualname__}: pass plain "
+        "values, arrays, tensors, or dataclasses and networks defined in lib"
+    )
+
+
+def decode(tree: object, arrays: list[np.ndarray], functions: dict[str, Callable] | None = None):
+    """Return the value that `encode` wrote; `functions` holds those stored by hash."""
+    if isinstance(tree, list):
+        return [decode(item, arrays, functions) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((tag, body),) = tree.items()
+    if tag == "argument":
+        return functions[body]
+    return FORMS[tag][2](body, lambda item: decode(item, arrays, functions), arrays)
+
+
+def _write_dict(value: dict, sink: Sink) -> dict:
+    if not all(type(key) is str for key in value):
+        raise ValueError(f"cannot store a dict with keys {list(value)[:4]}: keys must be str")
+    return {key: encode(item, sink) for key, item in value.items()}
+
+
+def _write_tensor(value: torch.Tensor, sink: Sink) -> list:
+    host = value.detach().cpu().contiguous()
+    bits = host.view(torch.int16) if host.dtype == torch.bfloat16 else host
+    dtype = str(value.dtype).removeprefix("torch.")
+    return [_put(bits.numpy(), sink), dtype, value.device.type, value.requires_grad]
+
+
+def _read_tensor(body: list, arrays: list[np.ndarray]) -> torch.Tensor:
+    index, dtype, device, differentiable = body
+    tensor = torch.from_numpy(np.ascontiguousarray(arrays[index]).reshape(arrays[index].shape))
+    tensor = tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+    tensor = tensor.to(device if torch.cuda.is_available() else "cpu")
+    return tensor.requires_grad_(differentiable)
+
+
+def _write_network(value: torch.nn.Module, sink: Sink) -> list:
+    if not isinstance(getattr(value, "config", None), dict):
+        raise ValueError(
+            f"cannot store a {type(value).__qualname__}: a network needs the dict attribute "
+            "`config` with the arguments of its constructor"
+        )
+    state = {key: item.detach() for key, item in value.state_dict().items()}
+    parts = (value.config, state, value.training)
+    return [_named(type(value), sink), *(encode(part, sink) for part in parts)]
+
+
+def _read_network(body: list, read: Callable) -> torch.nn.Module:
+    config, state, training = map(read, body[1:])
+    with torch.random.fork_rng():  # building draws initial weights: leave the caller's stream alone
+        network = _look_up(body[0])(**config)
+    # assign keeps the stored precision; copying would cast to that of the fresh network.
+    network.load_state_dict(state, assign=True)
+    return network.train(training)
+
+
+def _write_dataclass(value: object, sink: Sink) -> list:
+    fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    return [_named(type(value), sink), _write_dict(fields, sink)]
+
+
+def _read_dataclass(body: list, read: Callable) -> object:
+    kind = _look_up(body[0])
+    value = object.__new__(kind)  # the fields are already validated: no second __post_init__
+    for key, item in body[1].items():
+        object.__setattr__(value, key, read(item))
+    return value
+
+
+def _write_partial(value: functools.partial, sink: Sink) -> list:
+    return [encode(part, sink) for part in (value.func, value.args, dict(value.keywords))]
+
+
+def _read_partial(body: list, read: Callable) -> functools.partial:
+    function, arguments, keywords = map(read, body)
+    return functools.partial(function, *arguments, **keywords)
+
+
+def _is(*kinds: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_record(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+# tag: (does it apply, value -> body, body -> value); the first that applies is taken.
+FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
+    "scalar": (
+        _is(np.generic),
+        lambda value, sink: _put(np.asarray(value), sink),
+        lambda body, read, arrays: arrays[body][()],
+    ),
+    "bytes": (
+        _is(bytes),
+        lambda value, sink: value.hex(),
+        lambda body, read, arrays: bytes.fromhex(body),
+    ),
+    "namedtuple": (
+        lambda value: isinstance(value, tuple) and hasattr(value, "_fields"),
+        lambda value, sink: [_named(type(value), sink), [encode(item, sink) for item in value]],
+        lambda body, read, arrays: _look_up(body[0])(*map(read, body[1])),
+    ),
+    "tuple": (
+        lambda value: type(value) is tuple,
+        lambda value, sink: [encode(item, sink) for item in value],
+        lambda body, read, arrays: tuple(map(read, body)),
+    ),
+    "dict": (
+        lambda value: type(value) is dict,
+        _write_dict,
+        lambda body, read, arrays: {key: read(item) for key, item in body.items()},
+    ),
+    "array": (
+        lambda value: type(value) is np.ndarray,
+        _put,
+        lambda body, read, arrays: arrays[body],
+    ),
+    "tensor": (
+        _is(torch.Tensor),
+        _write_tensor,
+        lambda body, read, arrays: _read_tensor(body, arrays),
+    ),
+    "dtype": (
+        _is(torch.dtype),
+        lambda value, sink: str(value).removeprefix("torch."),
+        lambda body, read, arrays: getattr(torch, body),
+    ),
+    "device": (
+        _is(torch.device),
+        lambda value, sink: str(value),
+        lambda body, read, arrays: torch.device(body),
+    ),
+    "partial": (
+        _is(functools.partial),
+        _write_partial,
+        lambda body, read, arrays: _read_partial(body, read),
+    ),
+    "method": (
+        inspect.ismethod,
+        lambda value, sink: [encode(value.__self__, sink), value.__name__],
+        lambda body, read, arrays: getattr(read(body[0]), body[1]),
+    ),
+    "network": (
+        _is(torch.nn.Module),
+        _write_network,
+        lambda body, read, arrays: _read_network(body, read),
+    ),
+    "dataclass": (
+        _is_record,
+        _write_dataclass,
+        lambda body, read, arrays: _read_dataclass(body, read),
+    ),
+    "function": (
+        callable,
+        _named,
+        lambda body, read, arrays: _look_up(body),
+    ),
+}

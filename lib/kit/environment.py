@@ -1,0 +1,79 @@
+"""Does this Python meet the lock file? Runs as a plain script, before anything is installed.
+
+`python -I lib/kit/environment.py` exits with 0 when it does, else prints what differs;
+`--stamp` prints a digest of what an installation depends on; `--summary` says what the machine has.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def pins(text: str) -> dict[str, str]:
+    """Return {normalised name: version} of the `name==version` lines of a requirements file."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;#]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def problems() -> list[str]:
+    """Return in what this interpreter differs from the lock file."""
+    found = []
+    if sys.version_info[:2] != (3, 11):
+        found.append(f"Python is {platform.python_version()}, expected 3.11")
+    for name, version in pins((CHECKOUT / "requirements.lock").read_text()).items():
+        installed = _installed(name)
+        if installed != version:
+            found.append(f"{name} is {installed or 'absent'}, expected {version}")
+    return found
+
+
+def _installed(name: str) -> str:
+    """Installed version without its local tag (`+cpu`), "" when absent."""
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def stamp() -> str:
+    """Return a digest of the lock, the declared dependencies and the place of the checkout."""
+    parts = [(CHECKOUT / name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
+    return hashlib.sha256(b"\n".join([str(CHECKOUT).encode(), *parts])).hexdigest()
+
+
+def summary() -> str:
+    """Return one line on Python, torch, device and memory; imports what notebooks import."""
+    import torch
+
+    from lib.kit import cache, plots, results, run  # noqa: F401 (shows that they import)
+
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"ready: Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{os.cpu_count()} cores, {memory:.1f} GiB memory, {device}"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit status."""
+    if arguments == ["--stamp"]:
+        print(stamp())
+        return 0
+    if arguments == ["--summary"]:
+        print(summary())
+        return 0
+    found = problems()
+    if found:
+        print("this environment does not meet requirements.lock:", *found, sep="\n  ")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

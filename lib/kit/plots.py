@@ -1,0 +1,135 @@
+"""Figures: one style, column widths, and saving with alt text and provenance."""
+
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import CenteredNorm, LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from lib.kit import session
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+WIDTHS = {"column": 3.3, "page": 6.9}  # inches
+LARGEST_PNG = 100_000  # bytes
+VERSIONED = ("numpy", "scipy", "torch", "matplotlib")
+
+
+def figure(width: str = "column", height: float | None = None, **subplots_kw) -> tuple:
+    """Return (figure, axes) in the kit's style, `width` "column" (3.3 in) or "page" (6.9 in).
+
+    `height` is in inches, by default 3/4 of the column width. Raises ValueError for another width.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f"unknown width {width!r}{session.nearest(width, WIDTHS)}")
+    size = (WIDTHS[width], height or 0.75 * WIDTHS["column"])
+    with plt.style.context(STYLE):
+        return plt.subplots(figsize=size, **subplots_kw)
+
+
+def heatmap(
+    ax: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    values: np.ndarray,
+    *,
+    label: str,
+    cmap: str | None = None,
+    center: float | None = None,
+    log: bool = False,
+) -> QuadMesh:
+    """Draw values[i, j] at x[i], y[j]: first axis to the right, second upwards, and a colour bar.
+
+    `center` gives a signed field the map "vik" around that value; `log` a logarithmic scale.
+
+    Raises:
+        ValueError: unless values has shape (len(x), len(y)), or for both `center` and `log`.
+    """
+    values = np.asarray(values)
+    if values.shape != (len(x), len(y)):
+        raise ValueError(
+            f"values has shape {values.shape}, expected {(len(x), len(y))} = (len(x), len(y)): "
+            'grids use indexing="ij", the first axis is x'
+        )
+    if log and center is not None:
+        raise ValueError(f"center is {center!r} with log=True: choose one of them")
+    norm = LogNorm() if log else Normalize() if center is None else CenteredNorm(center)
+    colours = _colour_map(cmap or ("batlow" if center is None else "vik"))
+    with plt.style.context(STYLE):
+        mesh = ax.pcolormesh(x, y, values.T, shading="nearest", cmap=colours, norm=norm)
+        mesh.set_rasterized(True)
+        ax.figure.colorbar(mesh, ax=ax, label=label)
+    ax.grid(False)
+    return mesh
+
+
+def save_figure(fig: Figure, name: str, alt: str) -> Path:
+    """Write NAME.png, its alt text NAME.txt and provenance NAME.json; show it, close it.
+
+    Returns the path of the PNG. Times, host and commit are no part of any of the three, so equal
+    figures are equal files.
+
+    Raises:
+        ValueError: for an empty alt text or a name that is no plain file name.
+    """
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"figure {name!r} has no alt text: say what is plotted and what it shows")
+    if not name.isidentifier():
+        raise ValueError(f"figure name is {name!r}: expected letters, digits and underscores")
+    alt = " ".join(alt.split())
+    folder = session.current().output
+    png = _png(fig, alt)
+    if len(png) > LARGEST_PNG:
+        warnings.warn(f"{name}.png has {len(png) // 1000} kB, more than 100 kB", stacklevel=2)
+    session.write_atomically(folder / f"{name}.png", png)
+    session.write_atomically(folder / f"{name}.txt", alt + "\n")
+    session.write_atomically(folder / f"{name}.json", json.dumps(_provenance(), indent=1) + "\n")
+    _show(png, alt)
+    plt.close(fig)
+    return folder / f"{name}.png"
+
+
+def _png(fig: Figure, alt: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Description": alt, "Software": None}  # the version of the software would differ
+    with plt.style.context(STYLE):
+        fig.savefig(buffer, format="png", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _provenance() -> dict:
+    """What the figure was made from."""
+    run = session.current()
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in VERSIONED}
+    return {
+        "notebook": run.notebook,
+        "profile": run.profile,
+        "seed": run.seed,
+        "sizes": run.sizes,
+        "inputs": json.loads(os.environ.get("KIT_INPUTS", "{}")),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _show(png: bytes, alt: str) -> None:
+    from IPython import get_ipython
+    from IPython.display import Image, display
+
+    if get_ipython() is not None:
+        display(Image(data=png, format="png", alt=alt))
+
+
+def _colour_map(name: str):
+    """Map of cmcrameri or matplotlib."""
+    from cmcrameri import cm
+
+    return getattr(cm, name, None) or plt.get_cmap(name)

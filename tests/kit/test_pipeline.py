@@ -1,0 +1,302 @@
+"""The pipeline: what has run as a whole counts as done, what failed or was killed never does."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from conftest import PARAMETERS, write_notebook
+
+from lib.kit import pipeline, session, stamps
+
+WRITE = """
+import os
+from pathlib import Path
+output = Path(os.environ["KIT_OUTPUT"])
+(output / "map.png").write_bytes(b"drawn in " + profile.encode())
+(output / "facts.txt").write_text(
+    f"{os.environ.get('KIT_PROFILE')} {os.environ['CUBLAS_WORKSPACE_CONFIG']} "
+    f"{os.environ['TQDM_DISABLE']} {sys.executable}"
+)
+"""
+FIGURES = "figures/01_ising"
+
+
+def run(*arguments, **environment):
+    """Run the pipeline as a user does; environment variables set to None are removed."""
+    settings = {**os.environ, "PYTHONPATH": str(session.CHECKOUT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "lib.kit.pipeline", *arguments],
+        env={name: value for name, value in settings.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run one notebook where a profile is set and another kernel has the same name."""
+    root = tmp_path_factory.mktemp("run") / "a root"
+    kernel = root / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    wrong = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(wrong))
+    write_notebook(root, "# A title", "import sys" + WRITE, "print('seed', seed)\nseed + 1")
+    stray = root / FIGURES / "old.png"
+    stray.parent.mkdir(parents=True)
+    stray.touch()
+    kept = root / FIGURES / "results.full.json"
+    kept.write_text("{}")
+    done = run(
+        "run",
+        KIT_ROOT=str(root),
+        KIT_PROFILE="smoke",
+        JUPYTER_DATA_DIR=str(root / "jupyter"),
+        JUPYTER_PATH=str(root / "jupyter"),
+    )
+    return root, done
+
+
+@pytest.fixture
+def in_finished(finished, monkeypatch):
+    monkeypatch.setenv("KIT_ROOT", str(finished[0]))
+    return finished[0]
+
+
+def test_a_run_moves_its_outputs_to_figures(finished):
+    root, done = finished
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (root / FIGURES / "map.png").read_bytes() == b"drawn in quick"
+    assert not list((root / "build" / "run" / "quick" / "01_ising").iterdir())
+
+
+def test_figures_of_earlier_runs_go_and_results_of_other_profiles_stay(finished):
+    names = {path.name for path in (finished[0] / FIGURES).iterdir()}
+    assert names == {"map.png", "facts.txt", "results.full.json"}
+
+
+def test_the_kernel_is_this_python_without_profile_override_or_bars(finished):
+    facts = (finished[0] / FIGURES / "facts.txt").read_text()
+    assert facts == f"None :4096:8 1 {sys.executable}"
+
+
+def test_a_second_run_finds_it_up_to_date(in_finished, capsys):
+    assert pipeline.main(["run"]) == 0
+    assert capsys.readouterr().out == "01_ising quick: up to date\n"
+
+
+def test_host_and_time_are_in_the_stamp_only(in_finished):
+    stamp = json.loads(stamps.stamp_file("01_ising", "quick").read_text())
+    assert set(stamp["run"]) == {"seconds", "host", "commit"}
+    assert set(stamp["outputs"]) == {f"{FIGURES}/map.png", f"{FIGURES}/facts.txt"}
+
+
+def test_refreshed_notebooks_carry_outputs_and_nothing_of_the_machinery(in_finished):
+    source = stamps.read_notebook("01_ising")
+    executed = nbformat.read(in_finished / "build/run/quick/01_ising.ipynb", as_version=4)
+    book = nbformat.reads(pipeline._with_outputs("01_ising", source, executed), as_version=4)
+    assert [cell.source for cell in book.cells] == [cell.source for cell in source.cells]
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3]
+    stream, result = code[-1].outputs
+    assert stream.text == "seed 0\n" and result.data["text/plain"] == "1"
+    assert result.execution_count == 3
+    assert "papermill" not in nbformat.writes(book)
+
+
+def test_outputs_that_name_the_machine_are_refused(in_finished):
+    source = stamps.read_notebook("01_ising")
+    executed = nbformat.read(in_finished / "build/run/quick/01_ising.ipynb", as_version=4)
+    executed.cells[-1].outputs[0]["text"] = f"written to {in_finished}/figures"
+    with pytest.raises(ValueError, match="keep paths and hosts out"):
+        pipeline._with_outputs("01_ising", source, executed)
+
+
+def test_a_notebook_that_changed_meanwhile_is_not_refreshed(in_finished):
+    source = stamps.read_notebook("01_ising")
+    executed = nbformat.read(in_finished / "build/run/quick/01_ising.ipynb", as_version=4)
+    source.cells[-1].source += "\n"
+    with pytest.raises(ValueError, match="changed while it ran"):
+        pipeline._with_outputs("01_ising", source, executed)
+
+
+def test_a_failed_notebook_is_kept_aside_and_named_on_the_last_line(root, capfd):
+    write_notebook(root, "import sys" + WRITE + "raise RuntimeError('broken on purpose')")
+    figure = root / FIGURES / "map.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"older")
+    assert pipeline.main(["run"]) == 1
+    kept = root / "build" / "failed" / "01_ising.quick.ipynb"
+    assert capfd.readouterr().out.splitlines()[-1].endswith("build/failed/01_ising.quick.ipynb")
+    assert "broken on purpose" in kept.read_text() and '"traceback"' in kept.read_text()
+    assert figure.read_bytes() == b"older"
+    assert stamps.reason_stale("01_ising", "quick", {"profile": "quick"}) == "not run yet"
+
+
+def test_one_failure_does_not_stop_the_others_but_counts(root, monkeypatch, capsys):
+    for name in ("01_ising", "02_tasep", "03_diffusion_phases"):
+        write_notebook(root, name=name)
+
+    def execute(name, *_):
+        if name != "02_tasep":
+            return 0.0
+        raise pipeline.RunFailed(root / "build" / "failed" / name, OSError("x"))
+
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    assert pipeline.main(["run"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "03_diffusion_phases quick: done in 0 s" in lines
+    assert lines[-1] == "failed, kept with its traceback: build/failed/02_tasep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "sed=1"], "no parameter 'sed'.*seed"),
+        (["run", "--profile", "quikc"], "unknown profile 'quikc'.*quick"),
+        (["run", "01_isin"], "unknown notebook '01_isin'.*01_ising"),
+        (["student", "01_isin"], "unknown notebook '01_isin'.*01_ising"),
+    ],
+)
+def test_a_misspelt_name_is_an_error_that_offers_the_nearest(root, capsys, arguments, message):
+    write_notebook(root)
+    assert pipeline.main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_notebook_without_parameters_cell_is_refused(root, capsys):
+    path = write_notebook(root)
+    path.write_text(path.read_text().replace('"parameters"', '"parameter"'))
+    assert pipeline.main(["run"]) == 2
+    assert "tag 'parameters', found 0" in capsys.readouterr().err
+
+
+def test_settings_are_python_literals_or_text():
+    assert pipeline._setting("seed=3") == ("seed", 3)
+    assert pipeline._setting("name=avatars-sd") == ("name", "avatars-sd")
+
+
+@pytest.mark.parametrize(
+    ("profile", "places"),
+    [
+        ("smoke", {"build/smoke/01_ising/map.png", "build/smoke/01_ising/results.json"}),
+        ("quick", {f"{FIGURES}/map.png", f"{FIGURES}/results.json"}),
+        ("full", {f"{FIGURES}/full/map.png", f"{FIGURES}/results.full.json"}),
+        ("paper", {f"{FIGURES}/paper/map.png", f"{FIGURES}/results.paper.json"}),
+    ],
+)
+def test_each_profile_has_its_own_place(root, profile, places):
+    others = {f"{FIGURES}/kept/map.png", f"{FIGURES}/notes.md"}
+    for relative in others:
+        (root / relative).parent.mkdir(parents=True, exist_ok=True)
+        (root / relative).touch()
+    staging = pipeline._staging("01_ising", profile)
+    staging.mkdir(parents=True)
+    results = f"results.{profile}.json" if profile in ("full", "paper") else "results.json"
+    for name in ("map.png", results):
+        (staging / name).touch()
+    moved = {str(path.relative_to(root)) for path in pipeline._publish_outputs("01_ising", profile)}
+    assert moved == places
+    assert all((root / relative).is_file() for relative in places | others)
+
+
+def test_student_copies_have_neither_solutions_nor_outputs(root):
+    path = write_notebook(root, "# Exercise", "answer = 'to be found'", "print('kept')")
+    book = nbformat.read(path, as_version=4)
+    book.cells[2].metadata["tags"] = ["solution"]
+    book.cells[3].outputs = [nbformat.v4.new_output("stream", text="an output")]
+    nbformat.write(book, path)
+    assert pipeline.main(["student"]) == 0
+    copy = (root / "build" / "student" / "01_ising.ipynb").read_text()
+    assert "to be found" not in copy and "an output" not in copy and "kept" in copy
+    assert "to be found" in path.read_text()
+
+
+def test_a_rehearsal_without_sizes_says_why_it_is_skipped(root, capsys):
+    write_notebook(root)
+    assert pipeline.main(["rehearse"]) == 0
+    assert "01_ising: skipped, its metadata has no kit.rehearse" in capsys.readouterr().out
+
+
+SLOW = """
+import os, time
+from lib.kit import run
+kit = run.start(profile, notebook="01_ising", seed=seed, items=(6, 6, 6))
+folder = "FOLDER"
+
+def slow(item):
+    with open(f"{folder}/calls", "a") as log:
+        log.write(f"{item} {os.getpid()}\\n")
+    while item == 3 and not os.path.exists(f"{folder}/go"):
+        time.sleep(0.1)
+    return item
+
+run.tiles(range(kit.items), slow)
+"""
+
+
+def wait_until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_gone(process_id):
+    """Whether a process has ended; one that nobody waited for still has its number."""
+    try:
+        return psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_run_counts_as_nothing_and_resumes_from_the_cache(root, tmp_path):
+    write_notebook(root, SLOW.replace("FOLDER", str(tmp_path)), "import sys" + WRITE)
+    calls = tmp_path / "calls"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lib.kit.pipeline", "run"],
+        env={**os.environ, "PYTHONPATH": str(session.CHECKOUT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: calls.is_file() and calls.read_text().count("\n") == 4)
+    process.kill()
+    process.wait()
+    kernel = int(calls.read_text().split()[-1])
+    wait_until(lambda: is_gone(kernel))
+    assert not (root / "figures").exists() and not (root / "build" / "stamps").exists()
+    (tmp_path / "go").touch()
+    done = run("run", KIT_ROOT=str(root))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (root / FIGURES / "map.png").is_file()
+    assert calls.read_text().split()[::2] == list("0123" + "345")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_fails_when_a_notebook_fails_also_in_a_folder_with_spaces(root):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(session.CHECKOUT / name, root)
+    shutil.copytree(session.CHECKOUT / "lib" / "kit", root / "lib" / "kit")
+    (root / "lib" / "__init__.py").touch()
+    write_notebook(root, "raise RuntimeError('broken on purpose')")
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    environment.pop("KIT_ROOT")
+    arguments = ["make", "-j2", "figures"]
+    done = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "build/failed/01_ising.quick.ipynb" in done.stdout
+    assert not (root / ".venv").exists()
+
+
+def test_parameters_are_read_from_assignments_with_and_without_types(root):
+    path = write_notebook(root)
+    path.write_text(path.read_text().replace("seed: int = 0", "seed = 0"))
+    assert pipeline._declared_parameters(stamps.read_notebook("01_ising")) == ["profile", "seed"]
+    assert "seed: int" in PARAMETERS

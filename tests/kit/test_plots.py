@@ -1,0 +1,117 @@
+"""Figures carry alt text and provenance, are equal files when equal, and show fields upright."""
+
+import io
+import json
+import platform
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib.kit import plots
+
+ALT = "Line from 0 to 1: rises by one — β"
+
+
+def line_figure():
+    fig, ax = plots.figure()
+    ax.plot([0, 1], [0, 1])
+    return fig
+
+
+def test_png_alt_text_and_provenance_lie_side_by_side(session_in):
+    path = plots.save_figure(line_figure(), "line", ALT)
+    assert path == session_in / "line.png"
+    assert (session_in / "line.txt").read_text() == ALT + "\n"
+    with Image.open(path) as image:
+        assert image.size == (330, 247) and image.text == {"Description": ALT}
+    provenance = json.loads((session_in / "line.json").read_text())
+    assert provenance["profile"] == "quick" and provenance["sizes"] == {"samples": 4}
+    assert platform.node() not in (session_in / "line.json").read_text()
+
+
+def test_equal_figures_are_equal_files(session_in):
+    first = plots.save_figure(line_figure(), "line", ALT).read_bytes()
+    assert plots.save_figure(line_figure(), "line", ALT).read_bytes() == first
+
+
+def test_a_saved_figure_is_closed(session_in):
+    plots.save_figure(line_figure(), "line", ALT)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("alt", ["", "  \n", None])
+def test_a_figure_without_alt_text_is_refused(session_in, alt):
+    with pytest.raises(ValueError, match="alt text"):
+        plots.save_figure(line_figure(), "line", alt)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["", "../line", "a b", "line.png"])
+def test_a_figure_name_is_a_plain_name(session_in, name):
+    with pytest.raises(ValueError, match="figure name"):
+        plots.save_figure(line_figure(), name, ALT)
+    plt.close("all")
+
+
+def test_a_heavy_figure_is_reported(session_in):
+    fig, ax = plots.figure("page", 6)
+    ax.imshow(np.random.default_rng(0).random((600, 700, 3)), interpolation="nearest")
+    with pytest.warns(UserWarning, match="more than 100 kB"):
+        plots.save_figure(fig, "heavy", ALT)
+
+
+def test_widths_are_those_of_the_page_and_others_are_refused():
+    assert plots.figure("page", 2)[0].get_size_inches().tolist() == [6.9, 2]
+    with pytest.raises(ValueError, match="column"):
+        plots.figure("colum")
+    plt.close("all")
+
+
+def pixels(fig):
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="rgba", dpi=50)
+    width, height = (int(size * 50) for size in fig.get_size_inches())
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
+
+
+def test_a_heatmap_has_its_first_axis_to_the_right_and_its_second_upwards():
+    fig, ax = plots.figure(height=3)
+    values = np.zeros((2, 3))
+    values[1, 0] = 1  # right, bottom
+    mesh = plots.heatmap(ax, [0, 1], [0, 1, 2], values, label="v", cmap="gray")
+    image = pixels(fig)
+    column, row = ax.transData.transform((1, 0)) * 50 / fig.dpi
+    brightest = mesh.cmap(1.0, bytes=True)[:3]
+    assert tuple(image[image.shape[0] - 1 - int(row), int(column), :3]) == brightest
+    plt.close("all")
+
+
+def test_a_transposed_field_is_refused():
+    _, ax = plots.figure()
+    with pytest.raises(ValueError, match="indexing"):
+        plots.heatmap(ax, [0, 1], [0, 1, 2], np.zeros((3, 2)), label="v")
+    plt.close("all")
+
+
+def test_a_signed_field_is_centred():
+    _, ax = plots.figure()
+    mesh = plots.heatmap(ax, [0, 1], [0, 1], np.array([[-1.0, 0], [0, 3]]), label="v", center=0)
+    assert mesh.norm.vmin == -mesh.norm.vmax == -3
+    plt.close("all")
+
+
+def test_a_logarithmic_field_cannot_be_centred():
+    _, ax = plots.figure()
+    with pytest.raises(ValueError, match="choose one"):
+        plots.heatmap(ax, [0, 1], [0, 1], np.ones((2, 2)), label="v", center=1, log=True)
+    plt.close("all")
+
+
+def test_the_style_does_not_leak_into_the_session():
+    before = matplotlib.rcParams["font.size"]
+    plots.figure()
+    assert matplotlib.rcParams["font.size"] == before
+    plt.close("all")

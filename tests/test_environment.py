@@ -1,0 +1,131 @@
+"""The files that describe the environment agree with each other and with what is installed."""
+
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lib.kit import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = environment.pins(
+    "\n".join([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+)
+LOCK = (ROOT / "requirements.lock").read_text()
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_every_declared_dependency_has_one_exact_version():
+    assert len(DECLARED) == len(PROJECT["dependencies"]) + len(
+        PROJECT["optional-dependencies"]["dev"]
+    )
+
+
+def test_the_lock_holds_every_declared_version():
+    assert DECLARED.items() <= environment.pins(LOCK).items()
+
+
+def test_the_conda_file_holds_the_same_direct_pins_and_python():
+    *plain, pip = CONDA["dependencies"]
+    assert plain == ["python=3.11", "pip"]
+    assert environment.pins("\n".join(pip["pip"])) == DECLARED
+    assert PROJECT["requires-python"] == "==3.11.*"
+
+
+def test_the_lock_is_transitive_and_fits_every_machine():
+    pins = environment.pins(LOCK)
+    for name in DECLARED:
+        for requirement in importlib.metadata.requires(name) or []:
+            plain = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+            assert plain in pins or ";" in requirement, f"{name} needs {plain}"
+    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert not [line for line in lines if re.search("nvidia|cuda|triton", line)]
+
+
+def test_this_environment_meets_the_lock():
+    assert environment.problems() == []
+
+
+def test_a_wrong_version_is_noticed(monkeypatch):
+    monkeypatch.setattr(environment, "_installed", lambda name: {"numpy": "1.0"}.get(name, ""))
+    found = environment.problems()
+    assert f"numpy is 1.0, expected {DECLARED['numpy']}" in found
+    assert f"torch is absent, expected {DECLARED['torch']}" in found
+
+
+def test_torchvision_is_absent_or_fits_torch():
+    if importlib.util.find_spec("torchvision"):
+        import torchvision  # noqa: F401 (must be the same build, CPU or CUDA, as torch)
+
+
+def test_dicebear_is_the_local_library_and_not_the_web_client_of_the_same_name():
+    assert importlib.metadata.version("dicebear-core")
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("dicebear")
+    from dicebear import Style
+
+    assert callable(Style)
+
+
+def test_the_notice_names_creator_source_and_licence_of_the_faces():
+    style = importlib.resources.files("dicebear_styles") / "personas.json"
+    meta = json.loads(style.read_text())["meta"]
+    notice = (ROOT / "NOTICE").read_text()
+    for part in (meta["creator"], meta["source"], meta["license"]):
+        assert part["name"] in notice and part["url"] in notice
+
+
+def test_the_citation_file_is_valid():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0" and citation["type"] in ("software", "dataset")
+    assert citation["license"] == PROJECT["license"]
+    assert citation["version"] == PROJECT["version"]
+    assert len(citation["references"]) == 3
+    for work in (citation, *citation["references"]):
+        assert work["title"] and work["authors"]
+        assert all({"name"} <= set(a) or {"family-names"} <= set(a) for a in work["authors"])
+    assert all({"type", "title", "authors"} <= set(work) for work in citation["references"])
+
+
+@pytest.mark.skipif(
+    not (shutil.which("git") and (ROOT / ".git").exists()), reason="not a git checkout"
+)
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("lib/kit/run.py", False),
+        ("models/avatars-ddpm/model.safetensors", False),
+        ("figures/01_ising/map.png", False),
+        ("notebooks/01_ising.ipynb", False),
+        ("build/run/x", True),
+        ("cache/x", True),
+    ],
+)
+def test_git_ignores_what_is_generated_and_nothing_else(path, ignored):
+    done = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT)
+    assert done.returncode == (0 if ignored else 1)
+
+
+def test_the_kit_knows_no_other_room():
+    from lib.kit import sources
+
+    modules = [f"lib.kit.{path.stem}" for path in (ROOT / "lib" / "kit").glob("*.py")]
+    assert all(name == "lib" or name.startswith("lib.kit") for name in sources.closure(modules))
+
+
+def test_continuous_integration_runs_the_tests_and_hides_no_failure():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "set -eo pipefail" in script and script.rstrip().endswith("make test")
+    recipe = (ROOT / "Makefile").read_text().partition("\ntest:")[2].partition("\n\n")[0]
+    assert "|| true" not in recipe and "\n\t-" not in recipe and "pytest" in recipe

@@ -1,0 +1,141 @@
+"""What every notebook promises: lesson shape, checked cells, clean outputs, alt texts, claims."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from lib.kit import pipeline, results
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIGURES = sorted((ROOT / "figures").rglob("*.png"))
+HEADER = ("goals", "prerequisites", "time", "memory", "figures", "paper")
+MACHINE = re.compile(r"/home/|/Users/|/root/|/tmp/|/work/|C:\\\\|\.local/share")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+@each_notebook
+def test_the_name_is_numbered_and_the_file_is_valid_and_small(path):
+    assert re.fullmatch(r"0\d_[a-z0-9_]+", path.stem)
+    nbformat.validate(read(path))
+    assert path.stat().st_size < pipeline.LARGEST_NOTEBOOK
+
+
+@each_notebook
+def test_it_opens_with_a_header_card(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    missing = [word for word in HEADER if word not in first.source.lower()]
+    assert not missing, f"the header card says nothing about {missing}"
+
+
+@each_notebook
+def test_the_first_code_cell_holds_typed_literal_parameters(path):
+    first = code_cells(path)[0]
+    assert tags(first) == ["parameters"]
+    names = {}
+    for statement in ast.parse(first.source).body:
+        assert isinstance(statement, ast.AnnAssign)
+        names[statement.target.id] = ast.literal_eval(statement.value)
+    assert names["profile"] == "quick" and isinstance(names["seed"], int)
+
+
+@each_notebook
+def test_the_second_code_cell_starts_the_run_under_its_own_name(path):
+    source = code_cells(path)[1].source
+    assert "run.start(" in source and f'notebook="{path.stem}"' in source
+
+
+def is_checked(cell):
+    return "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in tags(cell)
+
+
+@each_notebook
+def test_checked_cells_have_something_to_compare(path):
+    checked = [cell for cell in code_cells(path) if is_checked(cell)]
+    assert len(checked) >= 2
+    assert all(cell.outputs and cell.execution_count for cell in checked)
+
+
+@each_notebook
+def test_committed_outputs_are_those_of_one_run_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {output.output_type for cell in code_cells(path) for output in cell.outputs}
+    assert "error" not in kinds
+
+
+@each_notebook
+def test_three_exercises_have_solutions(path):
+    cells = read(path).cells
+    assert sum("solution" in tags(cell) for cell in cells) >= 3
+    assert any(re.search(r"^#+ .*exercise", cell.source, re.I | re.M) for cell in cells)
+
+
+@each_notebook
+def test_outputs_name_no_machine(path):
+    book = read(path)
+    pipeline.refuse_leaks(path.stem, book)
+    outputs = json.dumps(
+        [
+            [o for o in cell.outputs if "image/png" not in o.get("data", {})]
+            for cell in code_cells(path)
+        ]
+    )
+    assert not MACHINE.search(outputs), MACHINE.search(outputs)
+    assert "papermill" not in book.metadata and "widgets" not in book.metadata
+
+
+@each_notebook
+def test_its_figures_are_committed(path):
+    folder = ROOT / "figures" / path.stem
+    saved = {
+        name
+        for cell in code_cells(path)
+        for name in re.findall(r'save_figure\([^"]*"(\w+)"', cell.source)
+    }
+    assert saved and saved <= {figure.stem for figure in folder.glob("*.png")}
+
+
+@each_notebook
+def test_every_claim_that_needs_nothing_is_filled(path):
+    rows = results.read(ROOT / "figures" / path.stem / "results.json")
+    expected = {
+        claim
+        for claim, entry in results.CLAIMS.items()
+        if entry.notebook == path.stem and not entry.needs
+    } - results.NOT_YET_WRITTEN
+    assert expected <= set(rows), f"open: {sorted(expected - set(rows))}"
+    assert not set(rows) & results.NOT_YET_WRITTEN, "take these out of NOT_YET_WRITTEN"
+    for claim, row in rows.items():
+        assert results.CLAIMS[claim].notebook == path.stem
+        assert row["statement"] == results.CLAIMS[claim].statement
+        assert row["needs"] or row["verdict"] != "not tested here"
+
+
+@pytest.mark.parametrize("png", FIGURES, ids=lambda path: str(path.relative_to(ROOT / "figures")))
+def test_every_figure_has_alt_text_and_provenance(png):
+    alt = png.with_suffix(".txt").read_text()
+    assert len(alt.split()) >= 8, "say what is plotted, the trend, the number to remember"
+    with Image.open(png) as image:
+        assert image.text["Description"] == alt.strip()
+    provenance = json.loads(png.with_suffix(".json").read_text())
+    assert {"profile", "seed", "sizes", "inputs", "versions"} <= set(provenance)

@@ -1,0 +1,83 @@
+"""The numbers contract: results agree with tests/expected/NOTEBOOK.PROFILE.json.
+
+An entry is {"value": v} with "rtol", "atol" or "sigmas" (of the row's error), or {"below": b},
+{"above": a}; `smoke` results are those that the pipeline has just left in build/.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.kit import results, scorecard
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPECTED = sorted((ROOT / "tests" / "expected").glob("*.json"))
+CASES = [
+    (path.stem, claim, rule)
+    for path in EXPECTED
+    for claim, rule in json.loads(path.read_text()).items()
+]
+
+
+def rows(case):
+    notebook, profile = case.rsplit(".", 1)
+    folder = ROOT / ("build/smoke" if profile == "smoke" else "figures") / notebook
+    return results.read(results.results_file(folder, profile))
+
+
+def agrees(row, rule):
+    """Whether a row's measured value obeys a rule; an unknown rule is an error."""
+    measured, kinds = row["measured"], set(rule) - {"value"}
+    bounds = {"below": lambda b: measured < b, "above": lambda b: measured > b}
+    if kinds and kinds <= set(bounds):
+        return all(bounds[kind](rule[kind]) for kind in kinds)
+    deviation = abs(measured - rule["value"])
+    (kind,) = kinds
+    scales = {"rtol": abs(rule["value"]), "atol": 1.0, "sigmas": row["error"]}
+    return deviation <= rule[kind] * scales[kind]
+
+
+@pytest.mark.parametrize(("case", "claim", "rule"), CASES, ids=lambda part: str(part))
+def test_measured_numbers_are_the_expected_ones(case, claim, rule):
+    found = rows(case)
+    if case.endswith(".smoke") and not found:
+        pytest.skip("no smoke results: `make test` runs the pipeline first")
+    assert claim in results.CLAIMS
+    assert agrees(found[claim], rule), f"{found[claim]['measured']} against {rule}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_notebook_has_expected_numbers_for_what_is_committed(path):
+    names = {expected.name for expected in EXPECTED}
+    assert f"{path.stem}.quick.json" in names
+    for profile in ("full", "paper"):
+        committed = results.results_file(ROOT / "figures" / path.stem, profile).is_file()
+        assert not committed or f"{path.stem}.{profile}.json" in names
+
+
+@pytest.mark.parametrize(
+    ("measured", "error", "rule", "verdict"),
+    [
+        (1.05, 0.1, {"value": 1, "rtol": 0.1}, True),
+        (1.15, 0.1, {"value": 1, "rtol": 0.1}, False),
+        (0.02, 0, {"value": 0, "atol": 0.01}, False),
+        (1.15, 0.1, {"value": 1, "sigmas": 2}, True),
+        (1.25, 0.1, {"value": 1, "sigmas": 2}, False),
+        (0.3, 0, {"below": 0.2}, False),
+        (0.3, 0, {"above": 0.2, "below": 0.4}, True),
+    ],
+)
+def test_a_rule_tells_right_from_wrong(measured, error, rule, verdict):
+    assert agrees({"measured": measured, "error": error}, rule) is verdict
+
+
+@pytest.mark.parametrize("rule", [{"value": 1}, {"value": 1, "sigma": 2}, {"bellow": 1}])
+def test_a_misspelt_rule_is_an_error(rule):
+    with pytest.raises((KeyError, ValueError)):
+        agrees({"measured": 1.0, "error": 0.1}, rule)
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README.md yet")
+def test_the_readme_shows_the_scorecard_of_the_committed_results():
+    assert scorecard.markdown() in (ROOT / "README.md").read_text(), "run: make refresh"
