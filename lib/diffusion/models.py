@@ -1,0 +1,384 @@
+"""One interface to any diffusion model: pixel or latent, with or without text, any output head.
+
+`load` finds the weights and returns a `Generator`, the only object that samplers and edits meet.
+The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative product of 1 - beta.
+"""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib.diffusion import folders
+
+IMAGE_LIMIT = 1.25  # a sampler overshoots [-1, 1] a little; pixels in 0..255 do not hide below this
+
+
+def unit_normal(shape: Sequence[int], *key: int) -> Tensor:
+    """One float32 standard normal tensor whose values depend on `shape` and `key` alone.
+
+    Each sample owns a CPU generator, so a draw never depends on the batch or the device. All keys
+    are integers in [0, 2^32); raises ValueError otherwise.
+    """
+    if any(not 0 <= int(k) < 2**32 for k in key):
+        raise ValueError(
+            f"seed and indices {key} must lie in 0 ... 2^32 - 1; choose a smaller seed"
+        )
+    generator = np.random.default_rng([int(k) for k in key])
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+
+
+class Generator:
+    """A diffusion model as the samplers see it: noise in, predicted noise out.
+
+    unet: the denoiser; alphas: (T,) float64 cumulative products on the CPU; latent_shape:
+    (channels, height, width) of what the denoiser sees; source and revision: where the weights
+    come from (revision is the commit of a hub repository, else None). With a text encoder the
+    model takes prompts; with an autoencoder the latents are not pixels.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas: Tensor,
+        latent_shape: Sequence[int],
+        *,
+        prediction: str = "epsilon",
+        autoencoder: nn.Module | None = None,
+        tokenizer: Any = None,
+        text_encoder: nn.Module | None = None,
+        source: str = "",
+        revision: str | None = None,
+    ) -> None:
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction type {prediction!r} is not supported; 'epsilon' and 'v_prediction' are"
+            )
+        self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
+        self.tokenizer, self.prediction = tokenizer, prediction
+        self.alphas = alphas.detach().to("cpu", torch.float64)
+        if not bool((self.alphas > 0).all() and (self.alphas < 1).all()):
+            raise ValueError("alphas must lie strictly between 0 and 1; rescale the noise schedule")
+        self.latent_shape = tuple(int(s) for s in latent_shape)
+        self.source, self.revision = source, revision
+        self._embeddings: dict[str, Tensor] = {}
+        self._hash: tuple[tuple, str] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of latents and images: float32, or float64 for a float64 network.
+
+        A half-precision network computes in its own type and answers in float32.
+        """
+        own = next(self.unet.parameters()).dtype
+        return own if own == torch.float64 else torch.float32
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image, read off the autoencoder's strides."""
+        if self.autoencoder is None:
+            return self.latent_shape
+        config = self.autoencoder.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return (config.in_channels, *(factor * s for s in self.latent_shape[1:]))
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 (16 hex digits) of all weights, the noise schedule and the output head."""
+        state = [(n, v) for part in self._parts() for n, v in part.state_dict().items()]
+        stamp = tuple((v.data_ptr(), v._version) for _, v in state)
+        if self._hash is None or self._hash[0] != stamp:
+            digest = hashlib.sha256(f"{self.prediction}{self.alphas.tolist()}".encode())
+            for name, value in state:
+                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._hash = stamp, digest.hexdigest()[:16]
+        return self._hash[1]
+
+    def alpha(self, t: int) -> float:
+        """Cumulative product at training time t; 1 for t < 0, the clean image."""
+        return 1.0 if t < 0 else float(self.alphas[t])
+
+    def noise(self, n: int, seed: int, *, first: int = 0) -> Tensor:
+        """n latents of pure noise, (n, *latent_shape); row i depends on (seed, first + i) alone."""
+        if n < 1:
+            raise ValueError(f"n = {n}: ask for at least one latent")
+        rows = [unit_normal(self.latent_shape, seed, first + i) for i in range(n)]
+        return torch.stack(rows).to(self.device, self.dtype)
+
+    def epsilon(
+        self,
+        x: Tensor,
+        t: int | Tensor,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        guidance: float = 1.0,
+        negative: str = "",
+    ) -> Tensor:
+        """Predicted noise for latents x (n, c, h, w) at training time t, one value or (n,).
+
+        v heads give sqrt(alpha) v + sqrt(1 - alpha) x; of a learned-sigma head the first half is
+        used. With guidance g the answer is eps_neg + g (eps_prompt - eps_neg) (Ho and Salimans
+        2022) from one call on 2n rows, the `negative` rows first. `prompt=None` is the empty
+        prompt. Raises ValueError for a time outside the schedule, a prompt that is too long, or a
+        prompt or guidance for a model without text.
+        """
+        t = self._times(t, x)
+        if self.text_encoder is None:
+            self._refuse_text(prompt, guidance)
+            return self._noise_of(self._network(x, t, None), x, t)
+        context = self.embed(prompt, len(x))
+        if guidance == 1.0:
+            return self._noise_of(self._network(x, t, context), x, t)
+        context = torch.cat([self.embed(negative, len(x)), context])
+        output = self._network(torch.cat([x, x]), torch.cat([t, t]), context)
+        without, given = output.chunk(2)
+        return self._noise_of(without + guidance * (given - without), x, t)
+
+    def embed(self, prompt: str | Sequence[str] | None, n: int) -> Tensor:
+        """Text states (n, tokens, width); each distinct prompt is encoded once and kept."""
+        prompts = [prompt or ""] * n if prompt is None or isinstance(prompt, str) else list(prompt)
+        if len(prompts) != n:
+            raise ValueError(f"{len(prompts)} prompts for {n} latents; give one prompt, or {n}")
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._embeddings]
+        for i in range(0, len(missing), 64):
+            self._encode_prompts(missing[i : i + 64])
+        if len(set(prompts)) == 1:
+            return self._embeddings[prompts[0]].expand(n, -1, -1)
+        return torch.stack([self._embeddings[p] for p in prompts])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images (n, c, h, w) in [-1, 1]: the images themselves, or scaling x mean.
+
+        Raises ValueError for a wrong shape, values that are not finite or lie outside [-1, 1].
+        """
+        images = self.check_images(images)
+        if self.autoencoder is None:
+            return images
+        own = next(self.autoencoder.parameters()).dtype
+        mean = self.autoencoder.encode(images.to(own)).latent_dist.mode()
+        return mean.to(self.dtype) * self.autoencoder.config.scaling_factor
+
+    def check_images(self, images: Tensor) -> Tensor:
+        """The images on the model's device and in its type; raises ValueError as `encode` does."""
+        images = torch.as_tensor(images).to(self.device, self.dtype)
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; {self.source or 'this model'} takes "
+                f"(n, {', '.join(map(str, self.image_shape))}): resize them first"
+            )
+        if not bool(images.isfinite().all()) or float(images.detach().abs().max()) > IMAGE_LIMIT:
+            raise ValueError(
+                f"images reach {float(images.min()):.3g} ... {float(images.max()):.3g}; they must "
+                "be finite and in [-1, 1]: map 0..255 by x / 127.5 - 1, or clamp overshoots"
+            )
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of latents (n, *latent_shape), not clipped; the identity for a pixel model."""
+        if self.autoencoder is None:
+            return latents
+        own = next(self.autoencoder.parameters()).dtype
+        scaled = latents.to(own) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(scaled).sample.to(self.dtype)
+
+    def to(self, dtype: torch.dtype) -> "Generator":
+        """A copy that computes in `dtype`, for instance float64 for a study of rounding."""
+        twin = copy.copy(self)
+        twin.unet = copy.deepcopy(self.unet).to(dtype)
+        if self.autoencoder is not None:
+            twin.autoencoder = copy.deepcopy(self.autoencoder).to(dtype)
+        if self.text_encoder is not None:
+            twin.text_encoder = copy.deepcopy(self.text_encoder).to(dtype)
+        twin._embeddings, twin._hash = {}, None
+        return twin
+
+    def _parts(self) -> list[nn.Module]:
+        parts = (self.unet, self.autoencoder, self.text_encoder)
+        return [part for part in parts if part is not None]
+
+    def _times(self, t: int | Tensor, x: Tensor) -> Tensor:
+        times, last = torch.as_tensor(t), len(self.alphas) - 1
+        if times.is_floating_point() or times.ndim > 1 or times.numel() not in (1, len(x)):
+            raise ValueError(f"t must be one integer or {len(x)} integers, not {t!r}")
+        if times.device.type == "cpu" and not (0 <= int(times.min()) <= int(times.max()) <= last):
+            raise ValueError(f"t = {t} leaves the training times; give integers in 0 ... {last}")
+        return times.to(x.device).expand(len(x))
+
+    def _refuse_text(self, prompt: object, guidance: float) -> None:
+        if prompt is not None or guidance != 1.0:
+            raise ValueError(
+                f"prompt = {prompt!r}, guidance = {guidance}: {self.source or 'this model'} is "
+                "unconditional; leave both out, or load a text model such as 'avatars-sd'"
+            )
+
+    def _network(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        own = next(self.unet.parameters()).dtype
+        states = {} if context is None else {"encoder_hidden_states": context.to(own)}
+        output = self.unet(x.to(own), t, return_dict=False, **states)[0].to(x.dtype)
+        return output[:, : x.shape[1]]
+
+    def _noise_of(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "epsilon":
+            return output
+        alpha = self.alphas.to(x.device)[t].view(-1, 1, 1, 1)
+        return alpha.sqrt().to(x.dtype) * output + (1 - alpha).sqrt().to(x.dtype) * x
+
+    def _encode_prompts(self, prompts: list[str]) -> None:
+        limit = self.tokenizer.model_max_length
+        for prompt in prompts:
+            _check_prompt(self.tokenizer, prompt, limit)
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=limit, return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            states = self.text_encoder(tokens.to(self.device)).last_hidden_state
+        self._embeddings.update(zip(prompts, states, strict=True))
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    differentiable: bool = False,
+    dtype: torch.dtype = torch.float32,
+    fast: bool = False,
+    revision: str | None = None,
+) -> Generator:
+    """The generator called `name`: an embedded model, a diffusers folder, or a hub id.
+
+    name: 'avatars-ddpm', 'avatars-sd', a folder with model_index.json (or of a bare UNet2DModel),
+    or a hub id. Ids in `folders.HUB` are pinned to a commit; any other id needs `revision`, a full
+    commit hash, because a branch moves. device: 'auto' is the GPU where there is one.
+    differentiable: attention and group norm with a forward-mode rule, see `make_differentiable`.
+    dtype: float32 or float64, of network, latents and images alike. fast: on a GPU, half precision,
+    channels-last and compilation, and hooks set after the first call may be ignored; nothing on a
+    CPU.
+    Only safetensors are read, except for listed ids that have nothing but a pickle: it is loaded
+    with weights_only, its hash recorded, and converted once. No remote code is run.
+    Raises ValueError for everything that cannot be loaded, with the way out.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype = {dtype}: choose torch.float32 or torch.float64, or fast=True")
+    if fast and dtype == torch.float64:
+        raise ValueError("fast=True computes in half precision; leave out dtype=torch.float64")
+    device = _device(device)
+    folder, commit = folders.locate(str(name), revision)
+    try:
+        parts = folders.read(folder, dtype)
+        generator = Generator(**parts, source=str(name), revision=commit)
+        for part in generator._parts():
+            part.eval().requires_grad_(False).to(device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(f"{name} does not fit into memory on {device}; use another one") from error
+    if differentiable:
+        for part in generator._parts():
+            make_differentiable(part)
+    if fast and device.type == "cuda":
+        _speed_up(generator)
+    return generator
+
+
+class PlainAttention:
+    """Attention processor that writes softmax(q k^T / sqrt(d)) v out in the input's own type.
+
+    The fused kernel has no forward-mode rule; the library's unfused one drops to float32 inside.
+    """
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Same contract as the library's processors, without masks."""
+        shape, residual = hidden_states.shape, hidden_states
+        x = hidden_states.flatten(2).transpose(1, 2) if len(shape) == 4 else hidden_states
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+        context = x if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            attn.head_to_batch_dim(part)
+            for part in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+        )
+        weights = (attn.scale * q @ k.transpose(1, 2)).softmax(-1)
+        x = attn.to_out[0](attn.batch_to_head_dim(weights @ v))
+        if len(shape) == 4:
+            x = x.transpose(1, 2).reshape(shape)
+        return (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
+
+
+class PlainGroupNorm(nn.GroupNorm):
+    """Group normalisation written with mean and variance, which have forward-mode rules."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(x - mean) / sqrt(var + eps) within each group, then scale and shift per channel."""
+        x = input.reshape(input.shape[0], self.num_groups, -1)
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        per_channel = (1, -1) + (1,) * (input.ndim - 2)
+        x = x.reshape(input.shape)
+        return x * self.weight.view(per_channel) + self.bias.view(per_channel)
+
+
+def make_differentiable(module: nn.Module) -> nn.Module:
+    """Swap `PlainAttention` and `PlainGroupNorm` into a diffusers network, in place.
+
+    Outputs agree with the fused kernels to rounding; torch.func.jvp and vmap then work.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.set_processor(PlainAttention())
+        elif type(part) is nn.GroupNorm:
+            part.__class__ = PlainGroupNorm
+    return module
+
+
+def _device(device: str | torch.device) -> torch.device:
+    gpu = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if gpu else "cpu")
+    if str(device).split(":")[0] not in (("cpu", "cuda") if gpu else ("cpu",)):
+        raise ValueError(f"device {str(device)!r} is not here; use 'auto', or name one that is")
+    return torch.device(device)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check_prompt(tokenizer: Any, prompt: str, limit: int) -> None:
+    tokens = tokenizer(prompt).input_ids
+    if len(tokens) > limit:
+        raise ValueError(
+            f"prompt {prompt!r} has {len(tokens) - 2} tokens; at most {limit - 2} fit: shorten it"
+        )
+    if tokenizer.unk_token_id in tokens[1:-1]:
+        raise ValueError(
+            f"prompt {prompt!r} has words that the model's tokenizer does not know; use the "
+            "vocabulary that the model was trained with"
+        )
+
+
+def _speed_up(generator: Generator) -> None:
+    for part in generator._parts():
+        part.half()
+    generator.unet.to(memory_format=torch.channels_last)
+    generator.unet.compile()

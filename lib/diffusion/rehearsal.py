@@ -1,0 +1,198 @@
+"""Folders of random weights at the published sizes, to rehearse the paper profile offline."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib.diffusion import folders
+
+LETTER_PAIRS = [
+    (a, b + end) for end in ("</w>", "") for a in ascii_lowercase for b in ascii_lowercase
+]
+PLAIN_DOWN, PLAIN_UP = ("DownBlock2D",), ("UpBlock2D",)
+# Published configurations: what differs from the defaults of diffusers 0.42.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "celebahq-256": {
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (*PLAIN_DOWN * 4, "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *PLAIN_UP * 4),
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "norm_eps": 1e-6,
+        "attention_head_dim": None,
+    },
+    "learned-sigma-256": {
+        "sample_size": 256,
+        "out_channels": 6,
+        "layers_per_block": 1,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (
+            *("ResnetDownsampleBlock2D",) * 4,
+            "AttnDownBlock2D",
+            "ResnetDownsampleBlock2D",
+        ),
+        "up_block_types": (
+            "ResnetUpsampleBlock2D",
+            "AttnUpBlock2D",
+            *("ResnetUpsampleBlock2D",) * 4,
+        ),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": 64,
+    },
+    "sd-1.5": {"sample_size": 64, "cross_attention_dim": 768},
+    "sd-2.1-base": {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+}
+PIXEL_TINY = {
+    "sample_size": 16,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+LATENT_TINY = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+AUTOENCODER_TINY = {
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "sd-1.5": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "sd-2.1-base": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+}
+TEXT_TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def write_random(
+    kind: str, folder: str | Path, *, tiny: bool = False, half: bool = False, seed: int = 0
+) -> Path:
+    """Write a diffusers folder of random weights with the configuration of a published model.
+
+    kind: a key of `PUBLISHED`; tiny: the same shape of network with small numbers, for tests;
+    half: float16 weights, half the disk. The tokenizer of a text model knows pairs of letters
+    instead of the published merges. Raises ValueError for an unknown kind and a folder that exists.
+    """
+    folder = Path(folder)
+    if kind not in PUBLISHED:
+        raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(PUBLISHED)}")
+    random_state = torch.get_rng_state()
+    try:
+        with folders.new_folder(folder) as partial, folders.without_bars():
+            torch.manual_seed(seed)
+            for part, make in networks(kind, tiny=tiny).items():
+                network = make()
+                (network.half() if half else network).save_pretrained(partial / part)
+                del network  # one network in memory at a time
+            _write_index(kind, partial)
+    finally:
+        torch.set_rng_state(random_state)
+    return folder
+
+
+def networks(kind: str, *, tiny: bool = False) -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of the networks of one kind, by folder name."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = PUBLISHED[kind]
+    if "cross_attention_dim" not in unet:
+        deepest = {
+            "down_block_types": unet["down_block_types"][-2:],
+            "up_block_types": unet["up_block_types"][:2],
+        }
+        return {"unet": lambda: UNet2DModel(**(unet | PIXEL_TINY | deepest if tiny else unet))}
+    text, encoder = TEXT[kind], AUTOENCODER
+    if tiny:
+        unet, text, encoder = unet | LATENT_TINY, text | TEXT_TINY, encoder | AUTOENCODER_TINY
+    ends = {"bos_token_id": len(_vocabulary()) - 2, "eos_token_id": len(_vocabulary()) - 1}
+    return {
+        "unet": lambda: UNet2DConditionModel(**unet),
+        "vae": lambda: AutoencoderKL(**encoder),
+        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**text, **ends)),
+    }
+
+
+def _write_index(kind: str, folder: Path) -> None:
+    """model_index.json, scheduler and tokenizer, so that the library's pipelines load it too."""
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTokenizer
+
+    text = kind in TEXT
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    # the stock defaults clip and shift the schedule; ours does neither
+    safe = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    DDIMScheduler(**safe, **(betas if text else {})).save_pretrained(folder / "scheduler")
+    parts = {"scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    if text:
+        vocabulary = {token: i for i, token in enumerate(_vocabulary())}
+        tokenizer = CLIPTokenizer(vocabulary, LETTER_PAIRS, model_max_length=77)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        parts |= {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+        }
+    name = "StableDiffusionPipeline" if text else "DDPMPipeline"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name, **parts}, indent=1))
+
+
+def _vocabulary() -> list[str]:
+    """All bytes, all pairs of letters, each also at the end of a word, and the two end marks."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    pairs = ["".join(pair) for pair in LETTER_PAIRS]
+    ends = [f"{letter}</w>" for letter in letters]
+    return [*letters, *ends, *pairs, "<|startoftext|>", "<|endoftext|>"]

@@ -1,0 +1,287 @@
+"""DDIM sampling and inversion for every model (Song, Meng and Ermon 2021; the grid of Asyrp).
+
+We own the step, because the stock schedulers clip, shift the grid and end short of alpha = 1.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lib.diffusion.models import Generator, out_of_memory, unit_normal
+
+Step = Callable[[Tensor, int, int, Tensor], Tensor]
+Callback = Callable[[Tensor, int, Tensor, slice], None]
+CLEAN = -1  # the time of an image, where alpha = 1
+
+
+def time_grid(steps: int, train_steps: int = 1000) -> list[int]:
+    """Rising training times int(v + 1e-6) of v = linspace(0, 1, steps) (train_steps - 1).
+
+    Without the 1e-6 rounding drops some times. A single step starts at the noisiest time. Raises
+    ValueError unless 1 <= steps <= train_steps.
+    """
+    if not 1 <= steps <= train_steps or steps != int(steps):
+        raise ValueError(f"steps = {steps}: choose an integer in 1 ... {train_steps}")
+    if steps == 1:
+        return [train_steps - 1]
+    return [int(i / (steps - 1) * (train_steps - 1) + 1e-6) for i in range(int(steps))]
+
+
+def predicted(x: Tensor, eps: Tensor, alpha: float) -> Tensor:
+    """P(x, eps) = (x - sqrt(1 - alpha) eps) / sqrt(alpha), the predicted clean latent, unclipped.
+
+    x and eps are (n, c, h, w); alpha is the cumulative product at the time of x.
+    """
+    return (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+
+
+def deviation(alpha: float, alpha_next: float, eta: float) -> float:
+    """sigma = eta sqrt((1 - alpha') / (1 - alpha)) sqrt(1 - alpha / alpha') (DDIM, Eq. 16)."""
+    if alpha_next >= 1 or eta == 0:
+        return 0.0
+    return eta * sqrt((1 - alpha_next) / (1 - alpha)) * sqrt(1 - alpha / alpha_next)
+
+
+def update(
+    x: Tensor,
+    eps: Tensor,
+    alpha: float,
+    alpha_next: float,
+    *,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+    eps_direction: Tensor | None = None,
+) -> Tensor:
+    """One DDIM step, x' = sqrt(alpha') P(x, eps) + sqrt(1 - alpha' - sigma^2) eps + sigma z.
+
+    (DDIM, Eq. 12). `noise` is z, needed where sigma > 0. `eps_direction` replaces eps in the second
+    term, which is the asymmetric step of Asyrp. Upwards (alpha' < alpha) it inverts with eta = 0.
+    """
+    sigma = deviation(alpha, alpha_next, eta)
+    direction = eps if eps_direction is None else eps_direction
+    x = sqrt(alpha_next) * predicted(x, eps, alpha)
+    x = x + sqrt(max(1 - alpha_next - sigma**2, 0.0)) * direction
+    return x if sigma == 0 else x + sigma * noise
+
+
+def step_noise(generator: Generator, rows: Sequence[int], seed: int, t: int) -> Tensor:
+    """Fresh noise of a stochastic step, (len(rows), *latent_shape), keyed by (seed, row, t)."""
+    draws = [unit_normal(generator.latent_shape, seed, row, t + 1) for row in rows]
+    return torch.stack(draws).to(generator.device, generator.dtype)
+
+
+def ddim(
+    generator: Generator,
+    latents: Tensor,
+    *,
+    steps: int,
+    start: int | None = None,
+    stop: int | None = None,
+    prompt: str | Sequence[str] | None = None,
+    guidance: float = 1.0,
+    negative: str = "",
+    eta: float = 0.0,
+    seed: int = 0,
+    first: int = 0,
+    step: Step | None = None,
+    callback: Callback | None = None,
+    decode: bool = True,
+    differentiable: bool = False,
+    batch: int | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """Images (n, c, h, w) from latents (n, *latent_shape) by DDIM on `time_grid(steps)`.
+
+    start, stop: training times, taken at the nearest grid point: the latents are at `start`
+    (default: the noisiest) and latents at `stop` are returned; without `stop` the last step goes to
+    alpha = 1 and the result is decoded unless `decode=False`. Images are not clipped.
+    prompt, guidance, negative: as in `Generator.epsilon`. eta: 0 deterministic ... 1 ancestral,
+    with noise keyed by (seed, first + row, time), so that results do not depend on the batch.
+    step(x, t, t_next, eps) -> x replaces `update`; t_next = -1 at the end.
+    callback(x, t, eps, rows) sees each step before it is taken, once more where a batch is retried.
+    differentiable: keep the graph, and work under torch.func. batch: rows per network call (16 on a
+    CPU, whose cache holds no more; 64 on a GPU), halved when memory runs out. progress: a bar; None
+    shows it in a terminal only.
+    Raises ValueError for latents of the wrong shape or not finite, and for options out of range.
+    """
+    x = _latents(generator, latents, finite=not differentiable)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta}: choose 0 (deterministic) ... 1 (ancestral)")
+    if eta > 0 and step is not None:
+        raise ValueError(f"eta = {eta} belongs to the standard update; leave it out with step=")
+    pairs = _downward(time_grid(steps, len(generator.alphas)), start, stop)
+    prompts = _per_row(prompt, len(x))
+
+    def one_step(x: Tensor, t: int, t_next: int, eps: Tensor, rows: slice) -> Tensor:
+        if step is not None:
+            return step(x, t, t_next, eps)
+        alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+        noise = None
+        if deviation(alpha, alpha_next, eta) > 0:
+            noise = step_noise(generator, range(first + rows.start, first + rows.stop), seed, t)
+        return update(x, eps, alpha, alpha_next, eta=eta, noise=noise)
+
+    def run(rows: slice) -> Tensor:
+        part, text = x[rows], {"prompt": prompts(rows), "guidance": guidance, "negative": negative}
+        for t, t_next in pairs:
+            eps = generator.epsilon(part, t, **text)
+            if callback is not None:
+                callback(part, t, eps, rows)
+            part = one_step(part, t, t_next, eps, rows)
+            bar.update(len(part))
+        return generator.decode(part) if stop is None and decode else part
+
+    context = nullcontext() if differentiable else torch.no_grad()
+    with context, _bar(len(x) * len(pairs), "sampling", progress) as bar:
+        return in_batches(run, len(x), _batch(generator, batch))
+
+
+def invert(
+    generator: Generator,
+    images: Tensor,
+    *,
+    steps: int,
+    start: int | None = None,
+    stop: int | None = None,
+    prompt: str | Sequence[str] | None = None,
+    guidance: float = 1.0,
+    negative: str = "",
+    refine: int = 0,
+    callback: Callback | None = None,
+    encode: bool = True,
+    differentiable: bool = False,
+    batch: int | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """Latents at `stop` (default: the noisiest time) whose `ddim` gives the images back.
+
+    The DDIM step with eta = 0, upwards on the same grid, from alpha = 1; the network sees the lower
+    time of each pair, at first 0 (Asyrp, released code). Each pass of `refine` evaluates it instead
+    at the upper end of the pair, at the latent found so far: at the fixed point the inverse is
+    exact. With `start` the input is latents at that time; with `encode=False`, clean latents.
+    Other options as in `ddim`; the callback's first t is -1, the time of a clean image.
+    Raises ValueError for images of the wrong shape or outside [-1, 1].
+    """
+    pairs = _upward(time_grid(steps, len(generator.alphas)), start, stop)
+    text = {"guidance": guidance, "negative": negative}
+    from_images = start is None and encode
+    if from_images:
+        images = generator.check_images(images)
+    else:
+        images = _latents(generator, images, finite=not differentiable)
+    prompts = _per_row(prompt, len(images))
+
+    def run(rows: slice) -> Tensor:
+        x = generator.encode(images[rows]) if from_images else images[rows]
+        for t, t_next in pairs:
+            own = {"prompt": prompts(rows), **text}
+            alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+            eps = generator.epsilon(x, max(t, 0), **own)
+            if callback is not None:
+                callback(x, t, eps, rows)
+            upper = update(x, eps, alpha, alpha_next)
+            for _ in range(refine):
+                upper = update(x, generator.epsilon(upper, t_next, **own), alpha, alpha_next)
+            x = upper
+            bar.update(len(x))
+        return x
+
+    context = nullcontext() if differentiable else torch.no_grad()
+    with context, _bar(len(images) * len(pairs), "inverting", progress) as bar:
+        return in_batches(run, len(images), _batch(generator, batch))
+
+
+def in_batches(run: Callable[[slice], Tensor], n: int, batch: int) -> Tensor:
+    """Concatenate run(rows) over n rows, `batch` at a time, halving it when memory runs out.
+
+    Raises ValueError when a single row does not fit.
+    """
+    if n < 1 or batch < 1:
+        raise ValueError(f"{n} rows in batches of {batch}: give at least one of each")
+    parts, begin = [], 0
+    while begin < n:
+        rows = slice(begin, min(begin + batch, n))
+        try:
+            parts.append(run(rows))
+            begin = rows.stop
+            continue
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            batch = (rows.stop - rows.start) // 2
+            if batch == 0:
+                raise ValueError(
+                    "a single sample does not fit into memory; use a smaller model, fast=True on "
+                    "a GPU, or a machine with more memory"
+                ) from error
+        # outside the handler, whose traceback still holds the tensors of the failed batch
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _batch(generator: Generator, batch: int | None) -> int:
+    if batch is None:
+        return 16 if generator.device.type == "cpu" else 64
+    return batch
+
+
+def _latents(generator: Generator, latents: Tensor, *, finite: bool) -> Tensor:
+    x = torch.as_tensor(latents).to(generator.device, generator.dtype)
+    expected = generator.latent_shape
+    if x.ndim != 4 or len(x) == 0 or tuple(x.shape[1:]) != expected:
+        raise ValueError(
+            f"latents have shape {tuple(x.shape)}; expected (n, {', '.join(map(str, expected))}) "
+            "with n >= 1, as generator.noise(n, seed) gives them"
+        )
+    if finite and not bool(x.isfinite().all()):
+        raise ValueError("latents hold NaN or infinite values; check the edit that made them")
+    return x
+
+
+def _per_row(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], object]:
+    """The prompts of a slice of rows."""
+    if prompt is None or isinstance(prompt, str):
+        return lambda rows: prompt
+    if len(prompt) != n:
+        raise ValueError(f"{len(prompt)} prompts for {n} samples; give one prompt, or {n}")
+    return lambda rows: list(prompt[rows])
+
+
+def _nearest(grid: Sequence[int], t: int, name: str, last: int) -> int:
+    """Position of the grid point nearest to a training time."""
+    if not 0 <= t <= last:
+        raise ValueError(f"{name} = {t}: choose a training time in 0 ... {last}")
+    return min(range(len(grid)), key=lambda i: abs(grid[i] - t))
+
+
+def _downward(grid: list[int], start: int | None, stop: int | None) -> list[tuple[int, int]]:
+    """Pairs (t, t_next) from `start` to `stop`, or to the clean image."""
+    high = len(grid) - 1 if start is None else _nearest(grid, start, "start", grid[-1])
+    low = -1 if stop is None else _nearest(grid, stop, "stop", grid[-1])
+    if low > high:
+        raise ValueError(f"stop = {stop} is noisier than start = {start}; sampling goes down")
+    path = [CLEAN, *grid][low + 1 : high + 2][::-1]
+    return list(zip(path[:-1], path[1:], strict=True))
+
+
+def _upward(grid: list[int], start: int | None, stop: int | None) -> list[tuple[int, int]]:
+    """Pairs (t, t_next) from the clean image, or from `start`, to `stop`."""
+    low = -1 if start is None else _nearest(grid, start, "start", grid[-1])
+    high = len(grid) - 1 if stop is None else _nearest(grid, stop, "stop", grid[-1])
+    if low > high:
+        raise ValueError(f"stop = {stop} is cleaner than start = {start}; inversion goes up")
+    path = [CLEAN, *grid][low + 1 : high + 2]
+    return list(zip(path[:-1], path[1:], strict=True))
+
+
+@contextmanager
+def _bar(total: int, name: str, progress: bool | None) -> Iterator:
+    from tqdm.auto import tqdm
+
+    disable = None if progress is None else not progress
+    with tqdm(total=total, desc=name, unit="step", leave=False, disable=disable) as bar:
+        yield bar
