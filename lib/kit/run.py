@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
         raise ValueError(f"seed is {seed!r}: expected an integer, 0 or larger")
     chosen = {name: _choose(name, values, profile) for name, values in sizes.items()}
     _make_deterministic(seed)
+    warnings.formatwarning = _warning_without_path
     session.announce(session.Session(notebook, profile, seed, chosen, _output_folder(notebook)))
     print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen)]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,6 +97,11 @@ def _terminal_bar(items: Iterable, label: str) -> Iterable:
 
     with terminal:
         yield from text_bar(items, desc=label, leave=False, file=terminal, disable=False)
+
+
+def _warning_without_path(message, category, *_) -> str:
+    """A warning in a committed output must not name a machine's folder."""
+    return f"{category.__name__}: {message}\n"
 
 
 def _headless() -> bool:

@@ -17,11 +17,13 @@ from lib.physics.ising_exact import (
     check_count,
     check_parameters,
     cylinder_free_energy,
+    free_energy,
     kaufman_log_partition,
     log_partition,
     onsager_energy,
     onsager_free_energy,
     onsager_magnetization,
+    zero_field_curvature,
 )
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "autocorrelation_time",
     "cylinder_free_energy",
     "equilibrium_sweeps",
+    "free_energy",
     "kaufman_log_partition",
     "log_partition",
     "metropolis",
@@ -39,6 +42,7 @@ __all__ = [
     "onsager_magnetization",
     "sample",
     "trajectory",
+    "zero_field_curvature",
 ]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,5 +1,7 @@
 """The Ising sampler and its exact answers against enumeration and against each other."""
 
+import itertools
+
 import numba
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
+from lib.geometry import metric
 from lib.physics import ising
 
 STEP = 1e-4
@@ -375,3 +378,36 @@ BAD_INPUT = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_free_energy_and_its_gradient_are_onsagers_on_the_zero_field_line():
+    temperature = np.array([1.2, 5.0, 8.0])  # far from the critical point the width is enough
+    beta, free, energy = 1 / temperature, ising.onsager_free_energy, ising.onsager_energy
+    values, gradient = ising.free_energy(temperature, 1e-9)
+    np.testing.assert_allclose(values, temperature * free(beta), atol=2e-6)
+    entropy = beta * energy(beta) - free(beta)  # per site
+    np.testing.assert_allclose(gradient[:, 0], -entropy, atol=2e-4)
+
+
+def test_the_slope_of_the_free_energy_is_minus_the_magnetisation():
+    values, gradient = ising.free_energy(np.array([1.2, 1.8]), np.array([2e-3, -2e-3]))
+    magnetisation = ising.onsager_magnetization(1 / np.array([1.2, 1.8]))
+    np.testing.assert_allclose(gradient[:, 1], [-1, 1] * magnetisation, atol=2e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
+def test_free_energy_refuses_temperatures_that_are_not_positive(temperature):
+    with pytest.raises(ValueError, match="temperature is"):
+        ising.free_energy(temperature, 0.1)
+
+
+def test_zero_field_curvature_is_that_of_the_enumerated_partition_function():
+    bits = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=9)), dtype=torch.float64)
+    lattices = bits.reshape(-1, 3, 3)
+    bonds = sum((lattices * lattices.roll(1, axis)).sum((1, 2)) for axis in (1, 2))
+    statistic = torch.stack([bonds, lattices.sum((1, 2))], 1)
+    per_site = lambda theta: torch.logsumexp(theta @ statistic.T, 1) / 9  # noqa: E731
+    beta = np.array([0.1, 0.25, 0.4])
+    theta = torch.tensor(np.stack([beta, 0 * beta], 1))
+    exact = metric.hessian_scalar_curvature(per_site, theta).numpy()
+    np.testing.assert_allclose(ising.zero_field_curvature(beta, 3), exact, rtol=0.02)

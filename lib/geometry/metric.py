@@ -1,0 +1,297 @@
+"""Riemannian metrics on a parameter space: Fisher, pullback, tabulated, and what is read off them.
+
+A metric is any callable (n, d) -> (n, d, d). Hessians and derivatives of metrics are taken by
+nested reverse mode, the one that most torch operations support: through the fused layer
+normalisation of this torch version forward over forward is silently wrong already at second order,
+reverse mode from the third order on, and its SiLU has no second forward derivative.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lib.geometry.checks import Metric, as_points
+from lib.geometry.grids import from_grid as from_grid
+
+# Rows at once on a CPU: the activations of a 512-wide network then stay in its cache.
+CPU_ROWS = 256
+GPU_ROWS = 2**14
+
+
+def fisher_metric(
+    potential: Callable[[Tensor], Tensor], t, *, keep_graph: bool | None = None
+) -> Tensor:
+    """Fisher metric of an exponential family, the Hessian of its log-partition function.
+
+    g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, by nested reverse mode in blocks of
+    rows that fit a cache.
+
+    Args:
+        potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
+        t: (n, d); arrays and integers become float64 tensors, tensors keep dtype and device.
+        keep_graph: keep the result differentiable; by default when t requires a gradient.
+
+    Returns:
+        (n, d, d), symmetric, in the dtype of t, in units of 1 / t².
+
+    Raises:
+        ValueError: t is not a finite (n, d), or the potential does not return one number per row.
+    """
+    t = as_points(t)
+    keep = t.requires_grad if keep_graph is None else keep_graph
+    rows = CPU_ROWS if t.device.type == "cpu" else GPU_ROWS
+    with torch.set_grad_enabled(keep and torch.is_grad_enabled()):
+        return torch.cat([_hessian(potential, block) for block in t.split(rows)])
+
+
+def _hessian(potential, t: Tensor) -> Tensor:
+    """Hessian of one block, (n, d, d)."""
+
+    def total(s: Tensor) -> Tensor:
+        values = potential(s)
+        if values.shape != s.shape[:1]:
+            raise ValueError(
+                f"potential returned shape {tuple(values.shape)} for t of shape {tuple(s.shape)}; "
+                f"expected ({len(s)},): squeeze its last axis or sum its outputs"
+            )
+        return values.sum()
+
+    g = _jacobian(torch.func.grad(total), t)
+    return (g + g.mT) / 2
+
+
+def _jacobian(function, t: Tensor) -> Tensor:
+    """Jacobian (n, k, d) of a row-wise function (n, d) -> (n, k), one reverse pass per output."""
+    values, pull = torch.func.vjp(function, t)
+    basis = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+    return torch.stack([pull(e.expand_as(values))[0] for e in basis], 1)
+
+
+def in_coordinates(metric: Metric, map: Callable[[Tensor], Tensor]) -> Metric:
+    """The metric in new coordinates t, where map takes t to the coordinates θ of `metric`.
+
+    Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t, which is a tensor's
+    transformation law; map is row-wise, (n, d) -> (n, k). Differentiable as `metric` and `map` are.
+    """
+
+    def pulled(t) -> Tensor:
+        t = as_points(t)
+        jacobian = _jacobian(map, t)
+        return jacobian.mT @ metric(map(t)) @ jacobian
+
+    return pulled
+
+
+def pullback_metric(
+    generate: Callable[[Tensor], Tensor],
+    t,
+    *,
+    chunk: int | None = None,
+    max_bytes: int = 2**28,
+) -> Tensor:
+    """Pullback metric g = JᵀJ of a deterministic generator, exact, by forward mode.
+
+    J = ∂generate/∂t costs d forward derivatives of the batched call (no finite differences, no
+    stored activations); its largest singular value is the local Lipschitz constant.
+
+    Args:
+        generate: row-wise (n, d) -> (n, ...), images or features.
+        t: (n, d); sets dtype and device.
+        chunk: rows per call; by default as many as keep the outputs and their derivatives within
+            `max_bytes`. A call that runs out of memory is repeated with half the rows.
+        max_bytes: see chunk.
+
+    Returns:
+        (n, d, d), symmetric positive semi-definite, in the dtype of t.
+
+    Raises:
+        ValueError: t is not a finite (n, d), chunk < 1, or an operation of `generate` has no
+            forward-mode rule (fused attention and fused group normalisation have none).
+    """
+    t = as_points(t)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk = {chunk}; expected a number of rows >= 1")
+    blocks, done = [], 0
+    rows = chunk or 1
+    with torch.no_grad():
+        while done < len(t):
+            try:
+                jacobian = _forward_jacobian(generate, t[done : done + rows])
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                rows //= 2
+                continue
+            done += len(jacobian)
+            blocks.append(jacobian.mT @ jacobian)
+            if chunk is None and done == 1:
+                row_bytes = jacobian.numel() * jacobian.element_size() * (1 + 1 / t.shape[1])
+                rows = max(1, int(max_bytes / row_bytes))
+    return torch.cat(blocks) if blocks else t.new_zeros(0, t.shape[1], t.shape[1])
+
+
+def _forward_jacobian(generate, t: Tensor) -> Tensor:
+    """Jacobian (n, outputs, d), one forward derivative per coordinate."""
+    basis = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    try:
+        tangents = [torch.func.jvp(generate, (t,), (e.repeat(len(t), 1),))[1] for e in basis]
+    except NotImplementedError as error:
+        raise ValueError(
+            f"generate has no forward-mode derivative ({str(error).splitlines()[0]}); replace the "
+            "fused operation by plain ones, for a diffusion model load it differentiable"
+        ) from error
+    return torch.stack([v.flatten(1) for v in tangents], -1).to(t.dtype)
+
+
+def volume_element(g: Tensor) -> Tensor:
+    """Riemannian volume density √det g of metrics (n, d, d), (n,): distinguishable states per t."""
+    return torch.linalg.det(g).clamp(min=0).sqrt()
+
+
+def largest_stretch(g: Tensor) -> Tensor:
+    """Largest stretch √λ_max(g) of metrics (n, d, d), (n,): for g = JᵀJ the Lipschitz constant."""
+    return torch.linalg.eigvalsh(g)[:, -1].clamp(min=0).sqrt()
+
+
+def metric_slope(metric: Metric, t) -> tuple[Tensor, Tensor]:
+    """The metric g (n, d, d) and its derivative ∂g (n, d, d, d), ∂g[:, i, j, k] = ∂_k g_ij.
+
+    From `metric.jet` where the metric has one (tabulated metrics), by reverse mode otherwise.
+
+    Raises:
+        ValueError: the derivative cannot be trusted: the metric varies with t but cuts the graph,
+            or, in float64, automatic and finite differences disagree.
+    """
+    t = as_points(t)
+    if hasattr(metric, "jet"):
+        return metric.jet(t)[:2]
+    with torch.enable_grad():
+        g, first = _slope(metric, t.detach().requires_grad_(True))
+    return g.detach(), first.detach().reshape(*g.shape, -1)
+
+
+def metric_jet(metric: Metric, t) -> tuple[Tensor, Tensor, Tensor]:
+    """g and ∂g as `metric_slope`, and ∂²g (n, d, d, d, d) with both derivative axes last."""
+    t = as_points(t)
+    if hasattr(metric, "jet"):
+        return metric.jet(t)
+    with torch.enable_grad():
+        s = t.detach().requires_grad_(True)
+        g, first = _slope(metric, s)
+        second = torch.stack([_gradient(c, s) for c in first.flatten(1).unbind(1)], 1).detach()
+    first = first.detach().reshape(*g.shape, -1)
+    return g.detach(), first, second.reshape(*first.shape, -1)
+
+
+def _slope(metric: Metric, t: Tensor) -> tuple[Tensor, Tensor]:
+    """g and ∂g (n, d², d) with their graph, checked."""
+    g = metric(t)
+    check_graph(g, t)
+    first = torch.stack([_gradient(c, t) for c in g.flatten(1).unbind(1)], 1)
+    _check_slope(metric, t.detach(), first.detach())
+    return g, first
+
+
+def check_graph(g: Tensor, t: Tensor) -> None:
+    """Raise unless a metric that varies from point to point can be differentiated in t."""
+    if not g.requires_grad and t.requires_grad and (g != g[:1]).any():
+        raise ValueError(
+            "the metric varies with t but returns a detached tensor, so a geodesic would treat it "
+            "as frozen; keep its graph (no detach, no_grad or NumPy inside), or tabulate it with "
+            "from_grid"
+        )
+
+
+def _check_slope(metric: Metric, t: Tensor, first: Tensor) -> None:
+    """Raise where ∂g along the diagonal differs from a central difference at a few points."""
+    if t.dtype != torch.float64 or len(t) == 0:
+        return
+    rows = torch.tensor(sorted({0, len(t) // 2, len(t) - 1}), device=t.device)
+    h = 1e-5 * t.abs().amax().clamp(min=1e-8)
+    with torch.no_grad():
+        up, down = metric(t[rows] + h), metric(t[rows] - h)
+    difference = ((up - down) / (2 * h)).flatten(1)
+    exact = first[rows].sum(2)
+    noise = 1e-9 * (up.abs() + down.abs()).amax() / h
+    gap = (difference - exact).abs().amax()
+    if gap > 0.02 * (difference.abs().amax() + exact.abs().amax()) + noise:
+        raise ValueError(
+            f"the metric's automatic derivative is off by {gap:.3g} from finite differences near "
+            f"t = {t[rows[0]].tolist()}: part of it is detached, or an operation has no correct "
+            "higher derivative (the fused layer normalisation of torch has two); write it with "
+            "plain operations, or tabulate the metric with from_grid"
+        )
+
+
+def _gradient(values: Tensor, t: Tensor) -> Tensor:
+    """Row-wise gradient that keeps its graph; zero where values do not depend on t."""
+    if not values.requires_grad:
+        return torch.zeros_like(t)
+    return torch.autograd.grad(values.sum(), t, create_graph=True, materialize_grads=True)[0]
+
+
+def scalar_curvature(metric: Metric, t) -> Tensor:
+    """Scalar curvature R = g^{il} g^{km} R_{iklm}, (n,): twice the Gaussian curvature for d = 2.
+
+    R_{iklm} = ½(∂_k∂_l g_im + ∂_i∂_m g_kl − ∂_k∂_m g_il − ∂_i∂_l g_km)
+             + g_np (Γ^n_kl Γ^p_im − Γ^n_km Γ^p_il)
+    (Landau and Lifshitz, The Classical Theory of Fields, Eq. 92.1); +2 on the unit sphere.
+    """
+    g, dg, ddg = metric_jet(metric, t)
+    inverse = torch.linalg.inv(g)
+    # ddg[i, j, k, l] = ∂_k ∂_l g_ij
+    linear = (
+        torch.einsum("nimkl->niklm", ddg)
+        + torch.einsum("nklim->niklm", ddg)
+        - torch.einsum("nilkm->niklm", ddg)
+        - torch.einsum("nkmil->niklm", ddg)
+    ) / 2
+    lower = (torch.einsum("nikl->nikl", dg) + torch.einsum("nilk->nikl", dg) - _last_first(dg)) / 2
+    return _contract(linear + _christoffel_square(inverse, lower), inverse)
+
+
+def hessian_scalar_curvature(potential: Callable[[Tensor], Tensor], t) -> Tensor:
+    """Scalar curvature of a Hessian metric from third derivatives alone, (n,).
+
+    With T = ∇³ log Z the Christoffel symbols are T/2 and all second derivatives of g cancel:
+    R_{iklm} = ¼ g^{np} (T_nkl T_pim − T_nkm T_pil). A second route to `scalar_curvature`.
+    """
+    g, third = metric_slope(lambda s: fisher_metric(potential, s), t)
+    inverse = torch.linalg.inv(g)
+    return _contract(_christoffel_square(inverse, third / 2), inverse)
+
+
+def _last_first(dg: Tensor) -> Tensor:
+    """∂_i g_kl from ∂_k g_ij, indexed (i, k, l)."""
+    return torch.einsum("nkli->nikl", dg)
+
+
+def _christoffel_square(inverse: Tensor, lower: Tensor) -> Tensor:
+    """g^{np} (Γ_{n,kl} Γ_{p,im} − Γ_{n,km} Γ_{p,il}), with `lower` = Γ_{n,kl}."""
+    product = torch.einsum("bnp,bnkl,bpim->biklm", inverse, lower, lower)
+    return product - product.transpose(3, 4)
+
+
+def _contract(riemann: Tensor, inverse: Tensor) -> Tensor:
+    """R = g^{il} g^{km} R_{iklm}."""
+    return torch.einsum("biklm,bil,bkm->b", riemann, inverse, inverse)
+
+
+def hessianity_defect(metric: Metric, t, *, pooled: bool = False) -> Tensor:
+    """How far a metric is from being a Hessian in the given coordinates, between 0 and 1.
+
+    A metric is locally a Hessian iff ∂_k g_ij is symmetric in all indices (for d = 2:
+    ∂_β g_αα = ∂_α g_αβ and ∂_α g_ββ = ∂_β g_αβ). The defect is ‖A‖ / ‖∂g‖ in the Frobenius norm,
+    A_ijk = ½(∂_k g_ij − ∂_i g_kj); it is zero where ∂g vanishes.
+
+    Returns:
+        (n,), or with `pooled` one number, the ratio of root mean squares over all points, which
+        flat regions do not dominate.
+    """
+    dg = metric_slope(metric, t)[1]
+    violation = ((dg - dg.transpose(1, 3)) / 2).square().flatten(1).sum(1)
+    size = dg.square().flatten(1).sum(1)
+    if pooled:
+        violation, size = violation.sum(), size.sum()
+    return (violation / torch.where(size > 0, size, 1)).sqrt()

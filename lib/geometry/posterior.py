@@ -1,0 +1,472 @@
+"""Posterior maps p(t|x) on a square grid: by a trained U-Net, or from distances of features.
+
+A map is an array (g, g) over equal cells of the box, `map[i, j]` the probability of the cell with
+centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing to one. Both routes
+take the prior to be uniform in the box.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import pickle
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, one_hot
+from tqdm.auto import tqdm
+
+ROWS = 256  # maps evaluated at once
+
+
+class UNet(nn.Module):
+    """Bundles (n, channels, h, w) to logits (n, grid, grid): a small U-Net.
+
+    Its output, pooled to the grid, is joined by Σ_k a_k(x) b_k(t): a_k read from the means of every
+    level, b_k from the coordinates of the cells. A map is indexed by parameters and not by sites,
+    so each cell needs to see the whole lattice, and of an exponential family this sum is log p.
+
+    width: channels of the first level, doubled at each of `depth` halvings of the lattice.
+    Source: Ronneberger, Fischer, Brox, U-Net (2015); the paper uses a U²-Net of 44 M parameters.
+    """
+
+    def __init__(self, channels: int, grid: int, width: int = 12, depth: int = 2, seed: int = 0):
+        super().__init__()
+        self.config = dict(channels=channels, grid=grid, width=width, depth=depth, seed=seed)
+        sizes = [width * 2**level for level in range(depth + 1)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.down = nn.ModuleList(map(_block, [channels, *sizes], sizes))
+            self.up = nn.ModuleList(_block(3 * size, size) for size in sizes[-2::-1])
+            self.site = nn.Conv2d(sizes[0], 1, 1)
+            nn.init.zeros_(self.site.weight)
+            self.a = _mlp(sum(sizes), 8 * width)
+            self.b = _mlp(2, 8 * width)
+        self.register_buffer("cells", 2 * cells(grid).float() - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the maps."""
+        levels = []
+        for block in self.down:
+            x = block(avg_pool2d(x, 2, ceil_mode=True) if levels else x)
+            levels.append(x)
+        a = self.a(torch.cat([level.mean((2, 3)) for level in levels], 1))
+        for block, level in zip(self.up, levels[-2::-1], strict=True):
+            x = block(torch.cat([nn.functional.interpolate(x, size=level.shape[2:]), level], 1))
+        grid = self.config["grid"]
+        sites = adaptive_avg_pool2d(self.site(x), grid)[:, 0]
+        return sites + (a @ self.b(self.cells).T).view(-1, grid, grid)
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions; batch statistics, since those of one sample are what the map is read from.
+
+    Normalising each sample by itself would erase its magnetisation.
+    """
+    layers = []
+    for channels in (inputs, outputs):
+        layers += [
+            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.SiLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _log_maps(network, bundles: Tensor, grid: int) -> Tensor:
+    """Log-softmax over the cells, (n, g, g), in single precision."""
+    logits = network(bundles)
+    if logits.shape != (len(bundles), grid, grid):
+        raise ValueError(
+            f"network returned logits of shape {tuple(logits.shape)} for {len(bundles)} bundles; "
+            f"expected ({len(bundles)}, {grid}, {grid})"
+        )
+    return logits.float().flatten(1).log_softmax(1).view_as(logits)
+
+
+@dataclass
+class Posterior:
+    """A trained posterior: `.maps(samples, t)`.
+
+    history: "step" and "held_out", cross-entropy with the bumps on a held-out tenth, in nats
+    against the uniform map; the bundles of a tenth are three times as wide, and so are its maps.
+    """
+
+    network: nn.Module
+    box: Tensor
+    grid: int
+    bundle: int
+    neighbours: int
+    seed: int
+    history: dict
+
+    @torch.no_grad()
+    def maps(self, samples, t) -> Tensor:
+        """Posterior maps (n, g, g), float32, one per sample, for its bundle.
+
+        The bundle of a row is drawn from its nearest neighbours among the rows given, itself
+        included; the draw of a row depends on the seed and its position alone.
+        samples: shaped like those of the fit. t: (n, 2) in the caller's units.
+        Raises ValueError as `fit` does.
+        """
+        part = _Part(samples, t, self.box, self.neighbours)
+        members = part.draw(self.bundle, np.random.default_rng(self.seed))
+        logs = (_log_maps(self.network, part.stack(b), self.grid) for b in members.split(ROWS))
+        return torch.cat([log.exp() for log in logs])
+
+
+def fit(
+    samples,
+    t,
+    *,
+    box,
+    grid: int,
+    bundle: int = 4,
+    neighbours: int = 8,
+    bump: float | None,
+    network: nn.Module | None = None,
+    seed: int = 0,
+    steps: int = 1000,
+    batch: int = 64,
+    rate: float = 3e-3,
+    checkpoint: str | os.PathLike | None = None,
+) -> Posterior:
+    """Train a network to map a bundle of samples to the posterior of its parameter.
+
+    A bundle is `bundle` samples drawn without replacement from the `neighbours` nearest in
+    parameter space (distances in the unit square, the sample itself included). The loss is the
+    cross-entropy with the mean of the bumps of its members,
+    exp(−|u − u_k|² / 2 bump²) normalised on the grid, u in the unit square. At its minimum the map
+    is the posterior blurred by the bump, so no curvature above about bump⁻² can be recovered.
+
+    samples: (n, h, w), (n, c, h, w), or (n, N) chains, folded row by row into a square.
+    t: (n, 2), drawn uniformly from the box (2, 2). grid: cells per axis.
+    bump: width in units of the box; the paper has 1/50 (Ising) and 1/150 (TASEP), None is one cell.
+    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a larger `UNet`; a copy is
+    trained, in mixed precision and compiled where the samples are on a GPU.
+    checkpoint: a file that is written ten times during training and taken up if it exists.
+    Raises ValueError on samples outside the box, lengths that differ, chains that fill no square,
+    a bundle larger than its neighbourhood, fewer samples than two neighbourhoods, or a checkpoint
+    that is unreadable or of another training.
+    Source: Lobashev et al. 2025, section 3; sizes from the released code.
+    """
+    samples, t, box = (torch.as_tensor(values) for values in (samples, t, box))
+    settings = dict(bundle=bundle, neighbours=neighbours, bump=bump, seed=seed, n=len(samples))
+    settings |= dict(grid=grid, steps=steps, batch=batch, rate=rate)
+    _check_settings(settings)
+    shuffle = torch.from_numpy(np.random.default_rng(seed).permutation(len(samples)))
+    held = max(len(samples) // 10, neighbours)
+    halves = shuffle[held:], shuffle[:held]  # neighbours within each
+    parts = [_Part(samples, t, box, neighbours, rows) for rows in halves]
+    if network is None:
+        network = UNet(bundle * parts[0].planes.shape[1], grid, seed=seed)
+    history = {"step": [], "held_out": []}
+    network = copy.deepcopy(network).to(samples.device)
+    settings |= dict(box=box.tolist(), network=str(network), data=_checksum(samples[:99], t))
+    posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
+    with subnormals_flushed():
+        _train(posterior, *parts, settings, checkpoint)
+    network.eval()
+    return posterior
+
+
+class _Part:
+    """Samples as planes (n, c, h, w), places u in the unit square, and who is near whom."""
+
+    def __init__(self, samples, t, box, neighbours: int, rows=slice(None)):
+        samples, u = torch.as_tensor(samples), unit_square(t, box)
+        if len(samples) != len(u):
+            raise ValueError(f"{len(samples)} samples but {len(u)} rows of t; give one for each")
+        self.planes, self.u = _planes(samples[rows]), u[rows].cpu()
+        if not self.planes.isfinite().all():
+            raise ValueError("samples has entries that are not finite; remove or mend them")
+        if neighbours > len(self.u):
+            raise ValueError(
+                f"neighbours={neighbours} but only {len(self.u)} samples to draw them from; "
+                "give more samples or fewer neighbours"
+            )
+        near = cKDTree(self.u.numpy()).query(self.u.numpy(), neighbours)[1]
+        self.near = torch.from_numpy(near.reshape(-1, neighbours))
+
+    def draw(self, bundle: int, generator: np.random.Generator, size: int | None = None) -> Tensor:
+        """Members, without replacement, of the bundles of all or of `size` random rows."""
+        near = self.near
+        if size is not None:
+            near = near[torch.from_numpy(generator.integers(len(near), size=size))]
+        order = torch.from_numpy(generator.random(near.shape)).argsort(1)[:, :bundle]
+        return near.gather(1, order)
+
+    def stack(self, members: Tensor) -> Tensor:
+        """Bundles (b, bundle · c, h, w) as channels."""
+        return self.planes[members.to(self.planes.device)].flatten(1, 2).float()
+
+    def targets(self, members: Tensor, grid: int, bump: float | None) -> Tensor:
+        """Mean of the bumps of the members, (b, g, g)."""
+        return _bumps(self.u[members], grid, bump).mean(1).float().to(self.planes.device)
+
+
+def _train(posterior, training: _Part, held_out: _Part, settings: dict, checkpoint) -> None:
+    """Adam with a one-cycle rate; each step draws from its own generator, so it can be resumed."""
+    network, steps, seed = posterior.network, settings["steps"], settings["seed"]
+    on_gpu = training.planes.is_cuda
+    forward = torch.compile(network) if on_gpu else network
+    optimizer = torch.optim.Adam(network.parameters(), settings["rate"])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings["rate"], total_steps=steps, pct_start=0.1
+    )
+    state = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    watched = held_out.draw(posterior.bundle, np.random.default_rng(seed))[:1024]
+
+    def loss(part: _Part, members: Tensor) -> Tensor:
+        with torch.autocast(part.planes.device.type, torch.bfloat16, enabled=on_gpu):
+            log_maps = _log_maps(forward, part.stack(members), posterior.grid)
+        targets = part.targets(members, posterior.grid, settings["bump"])
+        return -(targets * log_maps).sum((1, 2)).mean()
+
+    def watch(step: int) -> None:
+        network.eval()
+        with torch.no_grad():
+            nats = loss(held_out, watched).item() - 2 * math.log(posterior.grid)
+        posterior.history["step"].append(step)
+        posterior.history["held_out"].append(nats)
+        network.train()
+
+    done = _resume(checkpoint, state, posterior.history, settings)
+    network.train()
+    for step in tqdm(range(done, steps), desc="posterior", disable=None, leave=False):
+        generator = np.random.default_rng([seed, step])
+        members = training.draw(posterior.bundle, generator, settings["batch"])
+        optimizer.zero_grad()
+        loss(training, members).backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % max(1, steps // 10) == 0:
+            watch(step + 1)
+            _save(checkpoint, step + 1, state, posterior.history, settings)
+
+
+def _save(checkpoint, step: int, state: dict, history: dict, settings: dict) -> None:
+    """Everything a later run needs, under a temporary name first."""
+    if checkpoint is None:
+        return
+    temporary = Path(f"{checkpoint}.partial")
+    whole = {name: part.state_dict() for name, part in state.items()}
+    torch.save({**whole, "step": step, "history": history, "settings": settings}, temporary)
+    os.replace(temporary, checkpoint)
+
+
+def _checksum(*tensors: Tensor) -> int:
+    """Tells one data set from another."""
+    return zlib.crc32(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors))
+
+
+def _resume(checkpoint, state: dict, history: dict, settings: dict) -> int:
+    """Steps done by an earlier run, its state put in place."""
+    if checkpoint is None or not Path(checkpoint).exists():
+        return 0
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        other = {name: saved["settings"][name] for name in settings}
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint {checkpoint} is unreadable; delete it: {error}") from error
+    changed = [name for name in settings if other[name] != settings[name]]
+    if changed:
+        raise ValueError(
+            f"checkpoint {checkpoint} was written with other values of {', '.join(changed)}; give "
+            "another file or the same settings and data"
+        )
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    history.update(saved["history"])
+    return saved["step"]
+
+
+def from_features(
+    features,
+    t,
+    *,
+    box,
+    grid: int,
+    density: bool = True,
+    count: float = 1.0,
+    unit_norm: bool = False,
+    queries=None,
+) -> Tensor:
+    """Posterior maps from distances of features, assuming them Gaussian, E(x) ~ N(μ(t), I).
+
+    p(t|x_1..x_N) ∝ prior(t) exp(−N/2 |E − μ(t)|²), E the mean feature of the N samples; the
+    Fisher metric is then JᵀJ, J = ∂μ/∂t. μ at the centre of a cell is a local linear regression
+    of the features with the weights of the bilinear splat, so neither the number of samples near a
+    cell nor a slope of that number moves it.
+
+    features: (n, F) in units of their standard deviation at fixed t; for a deterministic generator
+    the unit is a choice. t: (n, 2) in the caller's units. box: (2, 2). grid: cells per axis.
+    density: divide the sampling density out, a uniform prior; False keeps it as the prior.
+    count: N; below one it is a temperature, for features sharper than the grid can show.
+    unit_norm: give every feature length one first, as is usual for CLIP.
+    queries: (m, F) features whose maps are wanted, by default those of the samples.
+    Returns (m, g, g) in the precision of the features, at least single.
+    Raises ValueError on features of zero length or not finite, lengths that differ, samples outside
+    the box, count <= 0, and fewer samples than cells can use (over half of the cells empty).
+    Source: Lobashev et al. 2025, Eq. 18-19; the regression is ours.
+    """
+    if not count > 0 or grid < 2:
+        raise ValueError(f"count={count}, grid={grid}: count must be positive, grid at least 2")
+    features, u = _features(features, unit_norm), unit_square(t, box)
+    queries = features if queries is None else _features(queries, unit_norm)
+    if len(features) != len(u) or features.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"features {tuple(features.shape)}, t {tuple(u.shape)}, queries "
+            f"{tuple(queries.shape)}; give one feature per row of t, all of one length"
+        )
+    mean, weight = _feature_surface(features, u.to(features), grid)
+    prior = 0 if density else weight.log()
+    maps = features.new_empty(len(queries), grid, grid)
+    for start in range(0, len(queries), ROWS):
+        block = queries[start : start + ROWS]
+        log = prior - count / 2 * torch.cdist(block, mean).square()
+        maps[start : start + ROWS] = log.softmax(1).view(-1, grid, grid)
+    return maps
+
+
+def _features(features, unit_norm: bool) -> Tensor:
+    """Checked features, as floats."""
+    features = torch.as_tensor(features)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    length = features.norm(dim=1) if features.ndim == 2 else torch.zeros(1)
+    if not (length > 0).all() or not length.isfinite().all():
+        bad = int((~((length > 0) & length.isfinite())).nonzero()[0])
+        raise ValueError(
+            f"features has shape {tuple(features.shape)} and norm {length[bad].item()} in row "
+            f"{bad}; give (n, F), each row finite and not zero (a zero row is a failed embedding)"
+        )
+    return features / length[:, None] if unit_norm else features
+
+
+def _feature_surface(features: Tensor, u: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Features at the centres of the cells, (g², F), and the weight of samples there, (g²,)."""
+    place = u * grid - 0.5
+    corner = place.floor().clamp(0, grid - 2)
+    within = (place - corner).clamp(0, 1)
+    moments = features.new_zeros(grid**2, 3, 3)
+    products = features.new_zeros(grid**2, 3, features.shape[1])
+    for step in torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(u):
+        row, column = (corner + step).long().T
+        cell = grid * row + column
+        weight = torch.where(step > 0, within, 1 - within).prod(1)[:, None]
+        design = torch.cat([torch.ones_like(weight), place - corner - step], 1)
+        weighted = weight * design
+        moments.index_add_(0, cell, weighted[:, :, None] * design[:, None])
+        products.index_add_(0, cell, weighted[:, :, None] * features[:, None])
+    weight = moments[:, 0, 0].clone()
+    empty = weight < 1e-6
+    if empty.double().mean() > 0.5:
+        raise ValueError(
+            f"{int(empty.sum())} of {grid**2} cells have no sample near them ({len(u)} samples); "
+            "use a coarser grid, more samples or a smaller box"
+        )
+    if empty.any():  # they take the feature of the nearest sample
+        centres = cells(grid).cpu()[empty.cpu()]
+        nearest = torch.from_numpy(cKDTree(u.cpu().numpy()).query(centres)[1]).to(u.device)
+        moments[empty] = torch.diag(u.new_tensor([1.0, 0.0, 0.0]))
+        products[empty] = 0
+        products[empty, 0] = features[nearest]
+    # Slopes that the few samples of a cell leave open are zero.
+    moments += torch.diag(u.new_tensor([0.0, 1e-3, 1e-3])) * moments[:, :1, :1]
+    return torch.linalg.solve(moments, products)[:, 0], weight
+
+
+def cell_centres(grid: int) -> Tensor:
+    """Centres of `grid` equal cells of the unit interval, float64 (g,)."""
+    return (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+
+
+def cells(grid: int) -> Tensor:
+    """Centres of the cells of a map in the unit square, float64 (g², 2), as `map.flatten()`."""
+    return torch.cartesian_prod(cell_centres(grid), cell_centres(grid))
+
+
+def unit_square(t, box) -> Tensor:
+    """t (n, 2) in units of the box (2, 2), float64; ValueError outside it or on wrong shapes."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    box = torch.as_tensor(box, dtype=torch.float64).to(t.device)
+    if t.ndim != 2 or t.shape[1] != 2 or box.shape != (2, 2) or not (box[1] > box[0]).all():
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}, box is {box.tolist()}; give t (n, 2) and box (2, 2), "
+            "the lower corner first"
+        )
+    u = (t - box[0]) / (box[1] - box[0])
+    outside = ~((u > -1e-9) & (u < 1 + 1e-9)).all(1)
+    if outside.any():
+        raise ValueError(
+            f"{int(outside.sum())} rows of t are not in the box {box.tolist()}, the first is "
+            f"{t[outside][0].tolist()}; give the box of these parameters or drop the rows"
+        )
+    return u.clamp(0, 1)
+
+
+@contextlib.contextmanager
+def subnormals_flushed() -> Iterator[None]:
+    """Sharp posteriors are full of subnormal floats, which slow a CPU down twenty times or more."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _bumps(u: Tensor, grid: int, bump: float | None) -> Tensor:
+    """Normalised Gaussians about u (..., 2) on the grid, (..., g, g); one cell without a bump."""
+    if bump is None:
+        axes = one_hot((u * grid).long().clamp(max=grid - 1), grid).double()
+    else:
+        distance = (u[..., None] - cell_centres(grid)) / bump
+        axes = (-distance.square() / 2).softmax(-1)
+    return axes[..., 0, :, None] * axes[..., 1, None, :]
+
+
+def _planes(samples: Tensor) -> Tensor:
+    """Samples as (n, c, h, w); chains are folded row by row into a square."""
+    if samples.ndim == 2:
+        side = math.isqrt(samples.shape[1])
+        if side**2 != samples.shape[1]:
+            raise ValueError(
+                f"chains of {samples.shape[1]} sites cannot be folded into a square; use "
+                f"{side**2} or {(side + 1) ** 2} sites"
+            )
+        samples = samples.unflatten(1, (side, side))
+    if samples.ndim not in (3, 4):
+        raise ValueError(
+            f"samples has shape {tuple(samples.shape)}; give (n, N), (n, h, w) or (n, c, h, w)"
+        )
+    return samples if samples.ndim == 4 else samples[:, None]
+
+
+def _check_settings(settings: dict) -> None:
+    """Refuse sizes that no training can use."""
+    bundle, neighbours, bump = (settings[name] for name in ("bundle", "neighbours", "bump"))
+    if not 1 <= bundle <= neighbours:
+        raise ValueError(
+            f"bundle={bundle}, neighbours={neighbours}: a bundle is drawn without replacement, so "
+            "it has at least one member and at most as many as the neighbourhood"
+        )
+    if settings["n"] < 2 * neighbours:
+        raise ValueError(
+            f"{settings['n']} samples are too few for neighbours={neighbours} in both the training "
+            "and the held-out part; give at least twice as many"
+        )
+    if bump is not None and not 0 < bump < math.inf:
+        raise ValueError(f"bump={bump}; give a positive width in units of the box, or None")
+    for name, least in (("grid", 2), ("steps", 1), ("batch", 2)):
+        if settings[name] < least:
+            raise ValueError(f"{name}={settings[name]}; give at least {least}")

@@ -1,0 +1,61 @@
+"""Score a learned scalar field and its gradient, beside predictors that know nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def value_and_gradient(function: Callable[[Tensor], Tensor], t) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n,) and gradients (n, d) of a row-wise torch function at t (n, d), in float64."""
+    t = torch.as_tensor(t, dtype=torch.float64).detach().requires_grad_()
+    values = function(t)
+    (gradient,) = torch.autograd.grad(values.sum(), t)
+    return values.detach().numpy(force=True), gradient.numpy(force=True)
+
+
+def rmse(estimate, truth, *, where=slice(None)) -> float:
+    """Root mean square of estimate − truth over the points `where`."""
+    difference = np.asarray(estimate)[where] - np.asarray(truth)[where]
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+def field_scores(field, truth) -> np.ndarray:
+    """RMSE of the value and of each derivative, shape (1 + d,).
+
+    field, truth: pairs of values (n,) and gradients (n, d), both under one alignment.
+    """
+    columns = [np.column_stack(pair) for pair in (field, truth)]
+    return np.array([rmse(a, b) for a, b in zip(*(c.T for c in columns), strict=True)])
+
+
+def affine_fit(t, values) -> tuple[np.ndarray, np.ndarray]:
+    """Best affine function of t, with its gradient: the trivial predictor of any potential."""
+    t = np.asarray(t)
+    columns = np.column_stack([np.ones(len(t)), t])
+    solution = np.linalg.lstsq(columns, values, rcond=None)[0]
+    return columns @ solution, np.broadcast_to(solution[1:], t.shape)
+
+
+def separable_quadratic(t, values) -> tuple[np.ndarray, np.ndarray]:
+    """Best a + Σ (b_i t_i + c_i t_i²), with its gradient: a bowl, no phase transition."""
+    t = np.asarray(t)
+    columns = np.column_stack([np.ones(len(t)), t, t**2])
+    solution = np.linalg.lstsq(columns, values, rcond=None)[0]
+    d = t.shape[1]
+    return columns @ solution, solution[1 : d + 1] + 2 * solution[d + 1 :] * t
+
+
+def uniform_box(box, n: int, seed: int) -> np.ndarray:
+    """n points uniform in the box (2, d), shape (n, d); the prior of the direct estimator."""
+    low, high = np.asarray(box, dtype=np.float64)
+    return np.random.default_rng(seed).uniform(low, high, (n, len(low)))
+
+
+def box_grid(box, points: int) -> np.ndarray:
+    """Centres of points^d equal cells of the box, (points^d, d), first coordinate slowest."""
+    low, high = np.asarray(box, dtype=np.float64)
+    steps = (np.arange(points) + 0.5) / points
+    axes = [a + (b - a) * steps for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(low))

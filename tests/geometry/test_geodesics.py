@@ -1,0 +1,417 @@
+"""Laws of geodesics, against spaces whose distances are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib.geometry.geodesics import (
+    curve_energy,
+    curve_length,
+    equidistant,
+    frozen_geodesic,
+    geodesic,
+    mixture_geodesic,
+)
+from lib.geometry.grids import from_grid, graph_distance
+from lib.geometry.metric import fisher_metric, in_coordinates
+from lib.geometry.relaxation import solve_tridiagonal
+
+F64 = torch.float64
+
+
+def tensor(*rows):
+    return torch.tensor(rows, dtype=F64)
+
+
+def draw(n, low, high, seed=0):
+    low, high = (torch.as_tensor(x, dtype=F64) for x in (low, high))
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(n, 2, dtype=F64, generator=generator)
+
+
+def log_partition(t):
+    return torch.log1p(t.exp().sum(1))
+
+
+def categorical(t):
+    return fisher_metric(log_partition, t)
+
+
+def categorical_distance(a, b):
+    p, q = (torch.softmax(nn.functional.pad(t, (1, 0)), 1) for t in (a, b))
+    return 2 * torch.acos((p * q).sqrt().sum(1))
+
+
+def normal_law(t):
+    scale = t[:, 1].square()
+    return torch.diag_embed(torch.stack([1 / scale, 2 / scale], 1))
+
+
+def normal_distance(a, b):
+    gap = (a[:, 0] - b[:, 0]).square() / 2 + (a[:, 1] - b[:, 1]).square()
+    return math.sqrt(2) * torch.acosh(1 + gap / (2 * a[:, 1] * b[:, 1]))
+
+
+def sphere(t):
+    return torch.diag_embed(torch.stack([torch.ones_like(t[:, 0]), t[:, 0].sin().square()], 1))
+
+
+def sphere_distance(a, b):
+    x, y = (
+        torch.stack([t[:, 0].sin() * t[:, 1].cos(), t[:, 0].sin() * t[:, 1].sin(), t[:, 0].cos()])
+        for t in (a, b)
+    )
+    return torch.acos((x * y).sum(0))
+
+
+def euclidean(t):
+    return torch.eye(t.shape[1], dtype=t.dtype).expand(len(t), -1, -1)
+
+
+def eta(t):
+    return torch.softmax(nn.functional.pad(t, (1, 0)), -1)[..., 1:]
+
+
+SPACES = [
+    pytest.param(categorical, categorical_distance, (-3, -3), (3, 3), id="categorical"),
+    pytest.param(normal_law, normal_distance, (-1, 0.5), (1, 2.5), id="half-plane"),
+    pytest.param(sphere, sphere_distance, (0.5, 0), (2.5, 2.5), id="sphere"),
+]
+
+# Ends, then Levi-Civita (exact), dual-affine and straight lengths of log(1 + e^x + e^y).
+ORACLE = [
+    ((-2, 1), (1, -2), 1.918140, 1.947761, 1.996720),
+    ((-3, 0), (2, 2), 1.413502, 1.442793, 1.466275),
+    ((-1, 2), (2, -1), 2.115698, 2.130302, 2.162847),
+]
+START, END = (tensor(*(row[k] for row in ORACLE)) for k in (0, 1))
+
+
+def test_three_kinds_of_path_have_their_known_lengths():
+    exact, dual, straight = (tensor(*(row[k] for row in ORACLE)) for k in (2, 3, 4))
+    path = geodesic(categorical, START, END, points=257)
+    torch.testing.assert_close(path.length, exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(path.straight_length, straight, rtol=0, atol=1e-4)
+    mixture = mixture_geodesic(log_partition, START, END, points=257)
+    torch.testing.assert_close(mixture.length, dual, rtol=0, atol=1e-4)
+    assert path.converged.all()
+    assert mixture.converged.all()
+
+
+@pytest.mark.parametrize(("metric", "distance", "low", "high"), SPACES)
+def test_lengths_are_exact_to_second_order_in_the_spacing(metric, distance, low, high):
+    start, end = draw(20, low, high), draw(20, low, high, seed=1)
+    exact, errors = distance(start, end), []
+    for points in (33, 65, 128):
+        path = geodesic(metric, start, end, points=points)
+        assert path.converged.all()
+        errors.append((path.length / exact - 1).abs().max())
+    assert errors[-1] < 1e-4
+    assert 1.9 < torch.log2(errors[0] / errors[1]) < 2.1
+
+
+@pytest.mark.parametrize(("metric", "distance", "low", "high"), SPACES)
+def test_geodesic_distance_is_a_metric_and_no_curve_is_shorter(metric, distance, low, high):
+    a, b, c = (draw(12, low, high, seed) for seed in range(3))
+    forth, back = geodesic(metric, a, b), geodesic(metric, b, a)
+    torch.testing.assert_close(forth.length, back.length, rtol=1e-10, atol=0)
+    torch.testing.assert_close(forth.points, back.points.flip(1), rtol=0, atol=1e-6)
+    detour = geodesic(metric, a, c).length + geodesic(metric, c, b).length
+    assert (forth.length <= detour * (1 + 1e-3)).all()
+    bump = torch.linspace(0, math.pi, 64, dtype=F64).sin()[:, None] * draw(12, -0.3, 0.3)[:, None]
+    assert (forth.length <= curve_length(metric, forth.points + bump)).all()
+    assert (forth.length <= forth.straight_length).all()
+
+
+def test_great_circles_lie_in_a_plane_through_the_centre():
+    p = geodesic(categorical, START, END, points=65).points
+    root = torch.softmax(nn.functional.pad(p, (1, 0)), -1).sqrt()
+    normal = torch.linalg.cross(root[:, 0], root[:, -1])
+    assert (root @ normal[:, :, None]).abs().max() < 1e-4
+
+
+def test_a_constant_metric_has_straight_geodesics_in_three_dimensions():
+    a = torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    g = a @ a.T + torch.eye(3, dtype=F64)
+    start, end = torch.zeros(2, 3, dtype=F64), tensor([1, 2, 3], [-1, 0, 1])
+    path = geodesic(lambda t: g.expand(len(t), 3, 3), start, end, points=9)
+    straight = torch.linspace(0, 1, 9, dtype=F64)[None, :, None] * end[:, None]
+    torch.testing.assert_close(path.points, straight)
+    torch.testing.assert_close(path.length, torch.einsum("bi,ij,bj->b", end, g, end).sqrt())
+
+
+def test_length_does_not_depend_on_coordinates_direction_or_parametrisation():
+    a = tensor([1.0, 2.0], [-0.5, 0.7])
+    moved = in_coordinates(categorical, lambda t: t @ a.T + 0.3)
+    start, end = ((x - 0.3) @ torch.linalg.inv(a).T for x in (START, END))
+    there, here = geodesic(moved, start, end), geodesic(categorical, START, END)
+    torch.testing.assert_close(there.length, here.length, rtol=1e-9, atol=0)
+    torch.testing.assert_close(there.points @ a.T + 0.3, here.points, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        curve_length(categorical, here.points.flip(1)), curve_length(categorical, here.points)
+    )
+    s = torch.linspace(0, 1, 1001, dtype=F64)[None, :, None]
+    curves = [START[:, None] + (END - START)[:, None] * u + (u * (1 - u)) for u in (s, s**2)]
+    lengths = [curve_length(categorical, curve) for curve in curves]
+    torch.testing.assert_close(*lengths, rtol=1e-5, atol=0)
+
+
+def test_energy_is_at_least_the_squared_length_with_equality_at_constant_speed():
+    curves = torch.randn(30, 12, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    energy, length = curve_energy(categorical, curves), curve_length(categorical, curves)
+    assert (energy > length.square()).all()
+    path = geodesic(categorical, START, END, points=129)
+    torch.testing.assert_close(
+        curve_energy(categorical, path.points), path.length.square(), rtol=1e-6, atol=0
+    )
+
+
+def test_results_do_not_depend_on_the_batch():
+    axis = torch.linspace(-3, 3, 40, dtype=F64)
+    nodes = torch.cartesian_prod(axis, axis)
+    table = from_grid((axis, axis), categorical(nodes).reshape(40, 40, 2, 2))
+    start, end = draw(600, -3, 3), draw(600, -3, 3, seed=1)
+    together, pick = geodesic(table, start, end, points=33), [0, 200, 599]
+    alone = geodesic(table, start[pick], end[pick], points=33)
+    torch.testing.assert_close(together.points[pick], alone.points, rtol=0, atol=1e-9)
+    torch.testing.assert_close(together.length[pick], alone.length, rtol=1e-12, atol=0)
+
+
+def test_a_tabulated_metric_gives_the_paths_of_the_metric_it_tabulates():
+    axis = torch.linspace(-3.5, 3.5, 64, dtype=F64)
+    nodes = torch.cartesian_prod(axis, axis)
+    table = from_grid((axis, axis), categorical(nodes).reshape(64, 64, 2, 2))
+    exact, tabulated = (geodesic(metric, START, END) for metric in (categorical, table))
+    torch.testing.assert_close(tabulated.length, exact.length, rtol=1e-6, atol=0)
+    torch.testing.assert_close(tabulated.points, exact.points, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("find", [
+    lambda a, b: geodesic(categorical, a, b),
+    lambda a, b: mixture_geodesic(log_partition, a, b),
+    lambda a, b: frozen_geodesic(categorical, a, b),
+    lambda a, b: geodesic(categorical, a, b, box=[[-3, -3], [3, 3]], global_check=16),
+])  # fmt: skip
+def test_coincident_ends_give_a_path_of_length_zero_and_inputs_stay_as_they_were(find):
+    start, end = START.clone(), END.clone()
+    end[1] = start[1]
+    before = start.clone(), end.clone()
+    path = find(start, end)
+    assert torch.equal(start, before[0])
+    assert torch.equal(end, before[1])
+    assert path.converged.all()
+    assert path.length[1] == 0
+    assert (path.points[1] == start[1]).all()
+    assert (path.length[[0, 2]] > 1).all()
+    assert torch.equal(path.points[:, 0], start)
+    assert torch.equal(path.points[:, -1], end)
+
+
+def test_dtype_is_followed():
+    path = geodesic(categorical, START.float(), END.float())
+    assert path.points.dtype == path.length.dtype == torch.float32
+    assert path.converged.all()
+    exact = categorical_distance(START, END).float()
+    torch.testing.assert_close(path.length, exact, rtol=3e-4, atol=0)
+
+
+def test_a_path_in_a_box_is_the_shortest_that_stays_inside():
+    start, end, box = tensor([-1.0, 0.6]), tensor([1.0, 0.6]), tensor([-2.0, 0.5], [2.0, 0.8])
+    free = geodesic(normal_law, start, end, points=129)
+    held = geodesic(normal_law, start, end, points=129, box=box)
+    assert held.converged.all()
+    assert free.points[..., 1].max() > 0.9
+    assert held.points[..., 1].max() == 0.8
+    flip = tensor([1.0, -1.0])
+    upside_down = geodesic(
+        normal_law, start * flip, end * flip, points=129, box=(box * flip).sort(0).values
+    )
+    torch.testing.assert_close(upside_down.points, held.points * flip, rtol=0, atol=1e-8)
+    # Up along a geodesic that touches the ceiling σ = 0.8, along it, and down again: with
+    # x = mean / √2 the touching circle has radius 0.8, and the ceiling costs √2 dx / σ.
+    reach = math.sqrt(0.8**2 - 0.6**2)
+    side = normal_distance(tensor([0.0, 0.6]), tensor([math.sqrt(2) * reach, 0.8]))
+    exact = 2 * side + 2 * (1 / math.sqrt(2) - reach) * math.sqrt(2) / 0.8
+    torch.testing.assert_close(held.length, exact, rtol=1e-4, atol=0)
+
+
+def test_the_floor_makes_a_degenerate_metric_solvable():
+    def flat(t):
+        return torch.diag_embed(torch.stack([torch.ones_like(t[:, 0]), 0 * t[:, 0]], 1))
+
+    start, end = tensor([0.0, 0.0]), tensor([3.0, 4.0])
+    with pytest.raises(ValueError, match="floor"):
+        geodesic(flat, start, end)
+    path = geodesic(flat, start, end, floor=0.25)
+    torch.testing.assert_close(path.length, tensor(math.sqrt(1.25 * 9 + 0.25 * 16)))
+
+
+def test_a_global_check_finds_the_shorter_way_round():
+    def hills(t):
+        near = torch.exp(-(t - tensor([0.5, 0.46])).square().sum(1) / (2 * 0.08**2))
+        far = torch.exp(-(t - tensor([0.5, 0.82])).square().sum(1) / (2 * 0.2**2))
+        return (1 + 60 * near + 60 * far)[:, None, None] * euclidean(t)
+
+    start, end, box = tensor([0.1, 0.5]), tensor([0.9, 0.5]), [[0, 0], [1, 1]]
+    local = geodesic(hills, start, end, box=box)
+    checked = geodesic(hills, start, end, box=box, global_check=32)
+    bound, _ = graph_distance(hills, start, end, box=box, resolution=32)
+    assert local.converged.all()
+    assert checked.converged.all()
+    assert checked.length < 0.9 * local.length
+    assert checked.length < bound < 1.1 * checked.length
+
+
+def test_graph_distance_bounds_a_known_distance_from_above():
+    start, end = draw(10, (-1, 0.6), (1, 2)), draw(10, (-1, 0.6), (1, 2), seed=1)
+    box = tensor([-1.5, 0.4], [1.5, 2.4])
+    bound, paths = graph_distance(normal_law, start, end, box=box, resolution=40, points=200)
+    exact = normal_distance(start, end)
+    assert (bound > exact * (1 - 1e-4)).all()
+    assert (bound < exact * 1.03 + 0.1).all()
+    assert torch.equal(paths[:, 0], start)
+    assert torch.equal(paths[:, -1], end)
+    assert (curve_length(normal_law, paths) < bound * 1.01).all()
+
+
+def test_equidistant_points_divide_the_length_evenly():
+    curves = geodesic(categorical, START, END, points=400).points ** 3
+    even = equidistant(categorical, curves, 9)
+    assert torch.equal(even[:, 0], curves[:, 0])
+    assert torch.equal(even[:, -1], curves[:, -1])
+    fine = equidistant(categorical, curves, 8 * 200 + 1)
+    torch.testing.assert_close(fine[:, ::200], even)
+    parts = torch.stack([
+        curve_length(categorical, fine[:, 200 * k : 200 * k + 201]) for k in range(8)
+    ])  # fmt: skip
+    torch.testing.assert_close(parts, parts.mean(0).expand(8, -1), rtol=1e-2, atol=0)
+    still = torch.ones(1, 5, 2, dtype=F64)
+    assert torch.equal(equidistant(categorical, still, 3), still[:, :3])
+
+
+def test_mixture_paths_are_straight_and_even_in_the_mean_parameters():
+    path = mixture_geodesic(log_partition, 2 * START, 2 * END, points=40)
+    mean = eta(path.points)
+    s = torch.linspace(0, 1, 40, dtype=F64)[:, None]
+    expected = torch.lerp(mean[:, :1], mean[:, -1:], s)
+    torch.testing.assert_close(mean, expected, rtol=0, atol=1e-11)
+
+
+def test_a_mixture_path_crosses_a_sharp_phase_boundary():
+    planes = tensor([1.0, -2.0, 0.3], [0.5, 1.0, -2.0])
+
+    def potential(t):
+        return torch.logsumexp(60 * t @ planes, 1) / 60 + 0.01 * t.square().sum(1)
+
+    start, end = draw(40, -1, 1), draw(40, -1, 1, seed=1)
+    path = mixture_geodesic(potential, start, end, points=20)
+    assert path.converged.all()
+    mean = torch.func.grad(lambda t: potential(t).sum())(path.points.flatten(0, 1))
+    turn = mean.reshape(40, 20, 2).diff(dim=1).diff(dim=1)
+    assert turn.abs().max() < 1e-9
+
+
+def test_a_frozen_metric_gives_the_mixture_path_instead_of_the_geodesic():
+    frozen = frozen_geodesic(categorical, START, END, smoothing=0)
+    assert frozen.converged.all()
+    mean = eta(frozen.points)
+    chord = mean[:, -1] - mean[:, 0]
+    away = mean - mean[:, :1]
+    across = (away[..., 0] * chord[:, None, 1] - away[..., 1] * chord[:, None, 0]).abs()
+    assert (across.amax(1) / chord.norm(dim=1)).max() < 1e-4
+    dual = mixture_geodesic(log_partition, START, END, points=90).length
+    torch.testing.assert_close(frozen.length, dual, rtol=1e-4, atol=0)
+    assert (frozen.length > 1.005 * geodesic(categorical, START, END, points=90).length).all()
+
+
+def test_a_frozen_path_is_stationary_for_the_detached_objective():
+    path = frozen_geodesic(categorical, START, END, points=30, smoothing=0.1)
+    x = path.points.clone().requires_grad_()
+    v = x.diff(dim=1)
+    middle = ((x[:, 1:] + x[:, :-1]) / 2).detach().flatten(0, 1)
+    g = categorical(middle).unflatten(0, v.shape[:2])
+    objective = torch.einsum("bki,bkij,bkj->", v, g, v) + 0.1 * v.diff(dim=1).square().sum()
+    gradient = torch.autograd.grad(objective, x)[0][:, 1:-1]
+    assert gradient.abs().max() < 1e-10
+
+
+def test_paths_that_do_not_converge_are_kept_and_flagged():
+    with pytest.warns(UserWarning, match="of 3 paths did not converge"):
+        path = geodesic(categorical, START, END, max_iterations=1)
+    assert path.points.shape == (3, 64, 2)
+    assert not path.converged.any()
+    assert torch.isfinite(path.length).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 12, 31])
+def test_block_tridiagonal_systems_are_solved_and_their_sign_is_told(size):
+    generator = torch.Generator().manual_seed(size)
+    diagonal = torch.randn(5, size, 3, 3, dtype=F64, generator=generator)
+    diagonal = diagonal @ diagonal.mT + 8 * torch.eye(3, dtype=F64)
+    upper = torch.randn(5, size - 1, 3, 3, dtype=F64, generator=generator)
+    right = torch.randn(5, size, 3, dtype=F64, generator=generator)
+    diagonal[4] *= -1
+    dense = torch.zeros(5, size, 3, size, 3, dtype=F64)
+    for k in range(size):
+        dense[:, k, :, k] = diagonal[:, k]
+    for k in range(size - 1):
+        dense[:, k, :, k + 1] = upper[:, k]
+        dense[:, k + 1, :, k] = upper[:, k].mT
+    dense = dense.reshape(5, 3 * size, 3 * size)
+    solution, positive = solve_tridiagonal(diagonal, upper, right)
+    assert positive.tolist() == (torch.linalg.eigvalsh(dense).amin(1) > 0).tolist()
+    exact = torch.linalg.solve(dense, right.flatten(1)).view_as(right)
+    torch.testing.assert_close(solution[positive], exact[positive], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    axis = torch.linspace(-3.5, 3.5, 48, dtype=F64)
+    nodes = torch.cartesian_prod(axis, axis)
+    values = categorical(nodes)
+    torch.testing.assert_close(categorical(nodes.cuda()).cpu(), values, rtol=1e-9, atol=1e-12)
+    results = []
+    for device in ("cpu", "cuda"):
+        table = from_grid((axis, axis), values.reshape(48, 48, 2, 2).to(device))
+        ends = START.to(device), END.to(device)
+        paths = [
+            geodesic(table, *ends, global_check=16),
+            mixture_geodesic(log_partition, *ends),
+            frozen_geodesic(table, *ends),
+        ]
+        results.append([part.cpu() for path in paths for part in (path.points, path.length)])
+    for here, there in zip(*results, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-9)
+
+
+def hole(t):
+    bad = (t - 0.5).square().sum(1) < 0.01
+    return torch.where(bad[:, None, None], torch.nan, 1.0) * euclidean(t)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: geodesic(categorical, START, END[:2]), "start is \\(3, 2\\)"),
+    (lambda: geodesic(categorical, START, END.float()), "of one dtype"),
+    (lambda: geodesic(categorical, START, END, points=2), "points = 2"),
+    (lambda: geodesic(categorical, START, END, box=[[-1, -9], [9, 9]]), "start\\[0\\]"),
+    (lambda: geodesic(categorical, START, END, box=[[-9, -9], [0, 9]]), "end\\[0\\]"),
+    (lambda: geodesic(categorical, START, END, box=[[9, 9], [-9, -9]]), "lower corner"),
+    (lambda: geodesic(categorical, START, END, global_check=8), "give box"),
+    (lambda: geodesic(hole, tensor([0.0, 0.5]), tensor([1.0, 0.5])), "not finite at t = \\[0.4"),
+    (lambda: geodesic(lambda t: -categorical(t), START, END), "eigenvalue -"),
+    (lambda: geodesic(lambda t: categorical(t).detach(), START, END), "frozen"),
+    (lambda: geodesic(categorical, START * torch.nan, END), "start\\[0\\]"),
+    (lambda: mixture_geodesic(log_partition, START, END, points=1), "points = 1"),
+    (lambda: mixture_geodesic(lambda t: -log_partition(t), START, END), "eigenvalue -"),
+    (lambda: frozen_geodesic(categorical, START[:, :1], END), "expected two"),
+    (lambda: curve_length(categorical, START), "curves has shape"),
+    (lambda: curve_length(lambda t: -categorical(t), torch.eye(4).double()[None]), "curve 0"),
+    (lambda: equidistant(categorical, torch.zeros(1, 3, 2), 1), "n = 1"),
+    (lambda: graph_distance(euclidean, START, END, box=[[-5, -5], [5, 5]], resolution=3),
+     "resolution > reach"),
+])  # fmt: skip
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

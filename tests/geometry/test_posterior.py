@@ -1,0 +1,618 @@
+"""Laws of posterior maps and of the log Z fitted to them, against exact families."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.geometry import posterior
+from lib.geometry.networks import ConvexPotential
+from lib.geometry.potential import align_affine
+from lib.geometry.two_step import bregman, centroids, fit_posteriors, posterior_convergence
+
+F64 = torch.float64
+BOX = torch.tensor([[-2.0, -1.0], [2.0, 3.0]], dtype=F64)
+SIGMA = torch.tensor([0.5, 0.9], dtype=F64)  # deviation of the exact Gaussian posterior in t
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def uniform(n, box=BOX, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return box[0] + (box[1] - box[0]) * torch.rand(n, 2, dtype=F64, generator=generator)
+
+
+def centres(grid, box=BOX):
+    return box[0] + (box[1] - box[0]) * posterior.cells(grid)
+
+
+def gaussian_maps(t, grid, box=BOX, sigma=SIGMA):
+    """Exact posterior of a Gaussian with known deviations, over the cells."""
+    distance = ((t[:, None] - centres(grid, box)) / sigma).square().sum(2)
+    return (-distance / 2).softmax(1).view(-1, grid, grid)
+
+
+def categorical(t):
+    """log Z of three outcomes; natural parameters, not symmetric in the axes."""
+    return torch.log(1 + t[:, 0].exp() + 2 * t[:, 1].exp())
+
+
+def mean_parameter(potential, t):
+    return torch.func.grad(lambda s: potential(s).sum())(t)
+
+
+def hessian(potential, t):
+    return torch.func.vmap(torch.func.hessian(lambda s: potential(s[None])[0]))(t).detach()
+
+
+def exact_maps(potential, t, grid, count, noise=0.0):
+    """Posterior maps of `count` samples whose mean statistic is ∇φ(t), or scatters about it."""
+    mean = mean_parameter(potential, t)
+    if noise:
+        root = torch.linalg.cholesky(hessian(potential, t) / count)
+        generator = torch.Generator().manual_seed(1)
+        mean = (
+            mean
+            + noise * (root @ torch.randn(len(t), 2, 1, dtype=F64, generator=generator))[:, :, 0]
+        )
+    log = count * (mean @ centres(grid).T - potential(centres(grid)))
+    return log.softmax(1).view(-1, grid, grid)
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+# Maps
+
+
+def test_cells_are_indexed_first_coordinate_first():
+    grid = torch.stack(torch.meshgrid(*[torch.arange(3)] * 2, indexing="ij"), -1)
+    torch.testing.assert_close(posterior.cells(3).view(3, 3, 2), (grid.double() + 0.5) / 3)
+
+
+# The feature route
+
+
+def test_gaussian_features_give_the_exact_posterior():
+    grid = 16
+    t = centres(grid)
+    maps = posterior.from_features(5 + t / SIGMA, t, box=BOX, grid=grid)
+    torch.testing.assert_close(maps, gaussian_maps(t, grid), rtol=1e-9, atol=1e-12)
+
+
+def test_feature_maps_of_scattered_samples_are_the_exact_posterior_too():
+    t = uniform(1500)
+    maps = posterior.from_features(5 + t / SIGMA, t, box=BOX, grid=12)
+    assert (maps - gaussian_maps(t, 12)).abs().max() < 2e-3 * gaussian_maps(t, 12).max()
+
+
+def test_a_rotated_or_shifted_feature_space_gives_the_same_maps():
+    t = uniform(500)
+    features = torch.cat([t / SIGMA, torch.ones(500, 3, dtype=F64)], 1)
+    turn = torch.linalg.qr(torch.randn(5, 5, dtype=F64, generator=torch.manual_seed(0))).Q
+    maps = [
+        posterior.from_features(x, t, box=BOX, grid=8) for x in (features, features @ turn + 0.3)
+    ]
+    torch.testing.assert_close(*maps)
+
+
+@pytest.mark.parametrize("density", [True, False])
+def test_doubling_the_samples_doubles_every_log_ratio(density):
+    t = uniform(900)
+    once, twice, four = (
+        posterior.from_features(2 + t / SIGMA, t, box=BOX, grid=8, density=density, count=n)
+        .flatten(1)
+        .log()
+        for n in (1, 2, 4)
+    )
+    ratio = [x - x[:, :1] for x in (once, twice, four)]
+    torch.testing.assert_close(ratio[2] - ratio[1], 2 * (ratio[1] - ratio[0]))
+    if density:
+        torch.testing.assert_close(ratio[1], 2 * ratio[0])
+
+
+def test_the_density_correction_removes_the_pull_of_uneven_sampling():
+    """Sampling density ∝ e^{−2 t₀} would move a posterior of variance s² by −2 s²."""
+    unit = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=F64)
+    u = uniform(6000, unit)
+    t = torch.stack([-torch.log(1 - u[:, 0] * (1 - math.exp(-2))) / 2, u[:, 1]], 1)
+    inside = ((t > 0.35) & (t < 0.65)).all(1)
+    shift = {}
+    for density in (True, False):
+        maps = posterior.from_features(1 + t / 0.1, t, box=unit, grid=20, density=density)
+        shift[density] = (centroids(maps, unit) - t)[inside].mean(0)
+    assert shift[True].abs().max() < 1e-3
+    assert abs(shift[False][0] + 2 * 0.1**2) < 3e-3 and abs(shift[False][1]) < 5e-3
+
+
+def test_unit_norm_makes_the_length_of_a_feature_irrelevant():
+    t = uniform(400)
+    features = torch.cat([t, torch.full((400, 1), 4.0, dtype=F64)], 1)
+    length = 1 + torch.arange(400, dtype=F64)[:, None]
+    same = [
+        posterior.from_features(x, t, box=BOX, grid=6, unit_norm=True, count=50)
+        for x in (features, features * length)
+    ]
+    torch.testing.assert_close(*same)
+
+
+def test_queries_get_the_maps_they_get_among_the_samples():
+    t = uniform(700)
+    features = 3 + t / SIGMA
+    whole = posterior.from_features(features, t, box=BOX, grid=7)
+    part = posterior.from_features(features, t, box=BOX, grid=7, queries=features[650:])
+    torch.testing.assert_close(part, whole[650:])
+
+
+def test_an_empty_cell_takes_the_feature_of_the_nearest_sample():
+    t = uniform(2000)
+    t = t[~((t[:, 0] > 0.5) & (t[:, 1] > 1.5))]
+    for density in (True, False):
+        maps = posterior.from_features(3 + t / 2, t, box=BOX, grid=16, density=density)
+        torch.testing.assert_close(maps.sum((1, 2)), torch.ones(len(t), dtype=F64))
+        assert bool((maps[:, 13:, 13:] == 0).all()) is not density
+
+
+# The trained route
+
+
+class GaussianReader(nn.Module):
+    """Maps centred at the mean of the two halves of a bundle; learns their precisions only."""
+
+    def __init__(self, grid):
+        super().__init__()
+        self.log_precision = nn.Parameter(torch.full((2,), 4.0))
+        self.register_buffer("cells", posterior.cells(grid).float())
+        self.grid = grid
+
+    def forward(self, x):
+        half = x.shape[3] // 2
+        u = torch.stack([x[..., :half].mean((1, 2, 3)), x[..., half:].mean((1, 2, 3))], 1)
+        distance = (u[:, None] - self.cells).square() @ self.log_precision.exp()
+        return -distance.view(-1, self.grid, self.grid) / 2
+
+
+def readings(t, deviation, box=BOX, size=4, seed=5):
+    """Images whose left half shows t₀ and whose right half t₁, in the unit square."""
+    generator = torch.Generator().manual_seed(seed)
+    u = posterior.unit_square(t, box)
+    u = u + deviation * torch.randn(len(t), 2, dtype=F64, generator=generator)
+    return u.float().repeat_interleave(size // 2, 1)[:, None].expand(-1, size, -1).contiguous()
+
+
+def train_reader(bump, deviation, bundle=1, neighbours=1, n=4000, grid=32):
+    t = uniform(n)
+    return posterior.fit(
+        readings(t, torch.tensor(deviation, dtype=F64)),
+        t,
+        box=BOX,
+        grid=grid,
+        bundle=bundle,
+        neighbours=neighbours,
+        bump=bump,
+        network=GaussianReader(grid),
+        steps=300,
+        batch=256,
+        rate=0.1,
+    )
+
+
+@pytest.mark.parametrize("bump", [0.08, 0.03, None])
+def test_a_trained_map_is_the_posterior_blurred_by_the_bump(bump):
+    deviation = (0.04, 0.08)
+    fitted = train_reader(bump, deviation)
+    variance = (-fitted.network.log_precision).exp()
+    expected = torch.tensor(deviation).square() + (bump or 0) ** 2
+    expected += (1 / 32**2 / 12) if bump is None else 0  # a target off the centre of its cell
+    torch.testing.assert_close(variance.detach(), expected, rtol=0.08, atol=0)
+
+
+def test_bundles_of_four_quarter_the_variance():
+    alone, four = (train_reader(0.02, (0.08, 0.12), k, 8, 6000) for k in (1, 4))
+    ratio = (alone.network.log_precision - four.network.log_precision).exp().detach()
+    blur = 0.02**2 + 8 / 6000 / math.pi / 2
+    expected = (torch.tensor([0.08, 0.12]).square() / 4 + blur) / (
+        torch.tensor([0.08, 0.12]).square() + blur
+    )
+    torch.testing.assert_close(ratio, expected, rtol=0.12, atol=0)
+
+
+def test_the_bump_limits_the_curvature_that_the_second_step_can_find():
+    """With nearly exact data the curvature is bump⁻² in the unit square, whatever the truth."""
+    t = uniform(1200, seed=3)
+    found = []
+    for bump in (0.05, 0.1):
+        fitted = train_reader(bump, (0.01, 0.01), grid=24)
+        maps = fitted.maps(readings(t, 0.01, seed=6), t)
+        fit = fit_posteriors(maps, t, box=BOX, steps=300)
+        inner = BOX.mean(0) + 0.5 * (centres(6) - BOX.mean(0))
+        found.append((hessian(fit.potential, inner).diagonal(0, 1, 2) * 16).mean().item())
+    assert found[0] == pytest.approx(0.05**-2, rel=0.15)
+    assert found[1] == pytest.approx(0.1**-2, rel=0.15)
+
+
+def test_the_default_network_learns_which_way_the_axes_run():
+    t = uniform(1500)
+    x, fresh = (readings(s, 0.05, size=6, seed=k) for k, s in enumerate((t, uniform(200, seed=9))))
+    fitted = posterior.fit(
+        x, t, box=BOX, grid=16, bundle=1, neighbours=1, bump=0.05, steps=120, batch=64
+    )
+    maps = fitted.maps(fresh, uniform(200, seed=9))
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(200))
+    error = (centroids(maps, BOX) - uniform(200, seed=9)) / (BOX[1] - BOX[0])
+    assert rms(error[:, 0]) < 0.1 and rms(error[:, 1]) < 0.1
+    assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
+
+
+class Spy(nn.Module):
+    """Keeps the bundles that it is shown; a sample shows its own number."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown, self.free = [], nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        self.shown.append(x[:, :, 0, 0].clone())
+        return self.free * x.mean((1, 2, 3))[:, None, None].expand(-1, 4, 4)
+
+
+def shown_bundles(t, **options):
+    numbers = torch.arange(len(t)).float()[:, None, None].expand(-1, 2, 2)
+    spy = Spy()
+    made = posterior.Posterior(spy, BOX, 4, 3, 5, options.pop("seed", 0), {})
+    made.maps(numbers, t)
+    return torch.cat(spy.shown).long()
+
+
+def test_a_bundle_holds_distinct_members_of_the_nearest_neighbours():
+    t = uniform(600)
+    u = posterior.unit_square(t, BOX)
+    members = shown_bundles(t)
+    nearest = torch.cdist(u, u).argsort(1)[:, :5]
+    assert (members[:, :, None] == nearest[:, None]).any(2).all()
+    assert all(len(set(row)) == 3 for row in members.tolist())
+    share = (members == torch.arange(600)[:, None]).any(1).double().mean()
+    assert abs(share - 3 / 5) < 0.08
+
+
+def test_the_draw_of_a_row_does_not_depend_on_the_rows_after_it():
+    t = uniform(300)
+    far = torch.tensor([[2.0, 3.0]], dtype=F64)
+    near = BOX[0] + 0.1 * (t - BOX[0])
+    assert torch.equal(
+        shown_bundles(near), shown_bundles(torch.cat([near, far.expand(6, -1)]))[:300]
+    )
+    assert not torch.equal(shown_bundles(near), shown_bundles(near, seed=1))
+
+
+def test_chains_are_folded_row_by_row():
+    t = uniform(40)
+    chains = torch.arange(16.0).expand(40, 16)
+    options = dict(box=BOX, grid=4, bundle=1, neighbours=1, bump=0.1, steps=2, batch=4)
+    seen = []
+
+    class Look(Spy):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    posterior.fit(chains, t, network=Look(), **options)
+    torch.testing.assert_close(seen[0][0, 0], torch.arange(16.0).view(4, 4))
+
+
+def test_training_and_held_out_samples_are_never_bundled_together():
+    t = uniform(400)
+    numbers = torch.arange(400.0)[:, None, None].expand(-1, 2, 2)
+    spy, groups = Spy(), {True: set(), False: set()}
+    spy.register_forward_pre_hook(lambda m, x: groups[m.training].update(x[0].flatten().tolist()))
+    options = dict(box=BOX, grid=4, bump=0.1, steps=300, batch=64)
+    posterior.fit(numbers, t, network=spy, **options)
+    assert not groups[True] & groups[False]
+    assert len(groups[True]) == 360 and len(groups[False]) == 40
+
+
+def small_fit(network=None, **options):
+    t = uniform(200)
+    settings = dict(box=BOX, grid=6, bump=0.1, bundle=2, neighbours=4, steps=20, batch=8)
+    network = network or posterior.UNet(2, 6, width=4, depth=1)
+    fitted = posterior.fit(readings(t, 0.1), t, network=network, **{**settings, **options})
+    return fitted, fitted.maps(readings(t, 0.1), t)
+
+
+def test_a_stopped_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+    whole, expected = small_fit()
+    save, path = posterior._save, tmp_path / "training.pt"
+
+    def stop(checkpoint, step, *rest):
+        save(checkpoint, step, *rest)
+        if step == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(posterior, "_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(checkpoint=path)
+    monkeypatch.undo()
+    resumed, maps = small_fit(posterior.UNet(2, 6, width=4, depth=1, seed=7), checkpoint=path)
+    assert torch.equal(maps, expected) and resumed.history == whole.history
+    assert [file.name for file in tmp_path.iterdir()] == ["training.pt"]
+    with pytest.raises(ValueError, match="bump"):
+        small_fit(checkpoint=path, bump=0.2)
+    with pytest.raises(ValueError, match="network"):
+        small_fit(posterior.UNet(2, 6, width=5, depth=1), checkpoint=path)
+    path.write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="unreadable"):
+        small_fit(checkpoint=path)
+
+
+def test_one_seed_gives_one_answer():
+    assert torch.equal(small_fit()[1], small_fit()[1])
+    assert not torch.equal(small_fit()[1], small_fit(seed=1)[1])
+
+
+# The second step
+
+
+def test_perfect_maps_give_back_log_z_and_its_hessian():
+    count, t = 60, uniform(1000)
+    fit = fit_posteriors(exact_maps(categorical, t, 24, count), t, box=BOX, count=count, steps=700)
+    places = centres(16)
+    with torch.no_grad():
+        values = fit.potential(places)
+    aligned = align_affine(values, categorical(places), places)(values, places)
+    spread = align_affine(0 * values, categorical(places), places)(0 * values, places)
+    assert rms(aligned - categorical(places)) < 0.01 * rms(spread - categorical(places))
+    exact = hessian(categorical, places)
+    error = (hessian(fit.potential, places) - exact).flatten(1).norm(dim=1)
+    assert (error / exact.flatten(1).norm(dim=1)).median() < 0.08
+    assert fit.history["held_out"][-1] < 1e-3 < math.log(2)
+
+
+def test_the_centroid_term_changes_the_path_and_not_the_answer():
+    t = uniform(600)
+    maps = exact_maps(categorical, t, 20, 40)
+    fits = [
+        fit_posteriors(maps, t, box=BOX, count=40, steps=500, centroid=c) for c in (False, True)
+    ]
+    places = centres(12)
+    with torch.no_grad():
+        values = [fit.potential(places) for fit in fits]
+    assert not torch.allclose(*values)
+    exact = categorical(places)
+    for value in values:
+        assert rms(align_affine(value, exact, places)(value, places) - exact) < 8e-3
+
+
+def test_the_count_turns_the_potential_of_a_bundle_into_that_of_a_sample():
+    t = uniform(400)
+    maps = exact_maps(categorical, t, 16, 30)
+    one, many = (fit_posteriors(maps, t, box=BOX, count=n, steps=150) for n in (1, 30))
+    places = centres(8)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            one.potential(places), 30 * many.potential(places), rtol=1e-2, atol=0.05
+        )
+
+
+def test_natural_coordinates_make_other_parameters_exponential():
+    """Maps over t with θ = (t₀³/2, t₁): the potential belongs to θ."""
+
+    def natural(t):
+        return torch.stack([t[:, 0] ** 3 / 2, t[:, 1]], 1)
+
+    def potential(theta):
+        return theta.square().sum(1) / 2
+
+    t = uniform(1000)
+    theta, nodes = natural(t), natural(centres(24))
+    maps = (20 * (theta @ nodes.T - potential(nodes))).softmax(1).view(-1, 24, 24)
+    fit = fit_posteriors(maps, t, box=BOX, count=20, natural=natural, steps=500)
+    inner = natural(BOX.mean(0) + 0.8 * (centres(8) - BOX.mean(0)))
+    h = hessian(fit.potential, inner)
+    assert (h - torch.eye(2, dtype=F64)).abs().flatten(1).amax(1).median() < 0.1
+    assert fit.natural is natural
+
+
+def test_the_statistic_of_a_map_is_the_mean_parameter_up_to_a_constant():
+    t = uniform(800)
+    maps = exact_maps(categorical, t, 24, 100)
+    fit = fit_posteriors(maps, t, box=BOX, count=100, steps=400)
+    inner = ((t - BOX.mean(0)).abs() < 1.2).all(1)
+    difference = (fit.statistic(maps) - mean_parameter(categorical, t))[inner]
+    assert rms(difference - difference.mean(0)) < 0.02
+    assert rms(mean_parameter(categorical, t)[inner].std(0)) > 0.1
+
+
+def test_maps_that_scatter_need_their_own_centroids():
+    """The true parameters blur the fit, curvatures fall short; the centroids restore them."""
+    t = uniform(1200)
+    maps = exact_maps(categorical, t, 24, 100, noise=1.0)
+    inner = BOX.mean(0) + 0.7 * (centres(8) - BOX.mean(0))
+    exact = hessian(categorical, inner).diagonal(0, 1, 2).sum(1)
+
+    def ratio(labels):
+        fit = fit_posteriors(maps, labels, box=BOX, count=100, steps=400)
+        return (hessian(fit.potential, inner).diagonal(0, 1, 2).sum(1) / exact).median().item()
+
+    assert ratio(t) < 0.8
+    assert ratio(centroids(maps, BOX)) == pytest.approx(1, abs=0.1)
+
+
+# Bregman divergences and Theorem 3.1
+
+
+def test_the_divergence_of_log_z_is_the_kl_divergence():
+    t, t0 = uniform(200, seed=1), uniform(200, seed=2)
+
+    def outcomes(t):
+        return torch.cat([torch.zeros(len(t), 1, dtype=F64), t + torch.tensor([0, math.log(2)])], 1)
+
+    p, q = outcomes(t0).log_softmax(1), outcomes(t).log_softmax(1)
+    torch.testing.assert_close(bregman(categorical, t, t0), (p.exp() * (p - q)).sum(1))
+    assert bregman(categorical, t, t0).min() > 0
+    assert bregman(categorical, t, t).abs().max() == 0
+    torch.testing.assert_close(
+        bregman(lambda s: s.square().sum(1) / 2, t, t0), (t - t0).square().sum(1) / 2
+    )
+    torch.testing.assert_close(
+        bregman(categorical, t, t0[:1]), bregman(categorical, t, t0[:1].expand(200, -1))
+    )
+
+
+def test_affine_functions_change_neither_divergence_nor_map_nor_hessian():
+    t, t0 = uniform(100, seed=1), uniform(100, seed=2)
+    network = ConvexPotential(*BOX.tolist(), 5.0).double()
+
+    def moved(s):
+        return network(s) + s @ torch.tensor([3.0, -7.0], dtype=F64) + 11
+
+    torch.testing.assert_close(bregman(moved, t, t0), bregman(network, t, t0))
+    torch.testing.assert_close(exact_maps(moved, t, 8, 5), exact_maps(network, t, 8, 5))
+    torch.testing.assert_close(hessian(moved, t), hessian(network, t))
+
+
+def gaussian_potential(t):
+    return (t * SIGMA).square().sum(1) / 2
+
+
+def draws(family, t0, repeats, n):
+    """Statistics of independent samples, (repeats, n, 2)."""
+    generator = torch.Generator().manual_seed(4)
+    if family is gaussian_potential:
+        noise = torch.randn(repeats, n, 2, dtype=F64, generator=generator)
+        return t0 * SIGMA**2 + SIGMA * noise
+    weights = torch.tensor([1.0, t0[0].exp(), 2 * t0[1].exp()], dtype=F64)
+    outcomes = torch.multinomial(weights.expand(repeats, 3), n, True, generator=generator)
+    return nn.functional.one_hot(outcomes, 3)[:, :, 1:].double()
+
+
+@pytest.mark.parametrize("family", [gaussian_potential, categorical])
+def test_the_root_of_the_posterior_tends_to_the_divergence_at_the_predicted_rate(family):
+    t0 = torch.tensor([0.4, 0.7], dtype=F64)
+    found = posterior_convergence(family, draws(family, t0, 150, 4096), t0, box=BOX, grid=32)
+    low, high = found.divergence.interval
+    assert low - 0.01 < -0.5 < high + 0.01 and high - low < 0.06
+    away = centres(32) - t0
+    variance = torch.einsum("ni,ij,nj->n", away, hessian(family, t0[None])[0], away).mean()
+    predicted = (variance / torch.as_tensor(found.counts)).sqrt().numpy()
+    measured = np.sqrt((found.divergence.error**2).mean(0))
+    np.testing.assert_allclose(measured, predicted, rtol=0.15)
+    late = posterior_convergence(
+        family, draws(family, t0, 150, 4096), t0, box=BOX, grid=32, least=256
+    )
+    assert -0.75 < late.density.slope < -0.45
+    assert np.sqrt((late.density.error[:, -1] ** 2).mean()) < 0.02
+
+
+def test_the_gauge_of_log_z_does_not_show_in_the_theorem():
+    """φ + ⟨b, t⟩ + a with f + b is the same family."""
+    t0, shift = torch.tensor([0.4, 0.7], dtype=F64), torch.tensor([2.0, -3.0], dtype=F64)
+    f = draws(categorical, t0, 3, 64)
+    plain = posterior_convergence(categorical, f, t0, box=BOX, grid=8)
+    moved = posterior_convergence(
+        lambda t: categorical(t) + t @ shift + 5, f + shift, t0, box=BOX, grid=8
+    )
+    np.testing.assert_allclose(moved.density.error, plain.density.error, rtol=1e-8)
+    np.testing.assert_allclose(moved.divergence.error, plain.divergence.error, rtol=1e-8)
+
+
+# Bad input
+
+T20 = uniform(20)
+X20 = torch.zeros(20, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(bundle=9), "bundle=9, neighbours=8"),
+        (dict(bundle=0), "bundle=0"),
+        (dict(neighbours=19), "20 samples.*neighbours=19"),
+        (dict(bump=0.0), "bump=0"),
+        (dict(bump=-0.1), "bump=-0.1"),
+        (dict(grid=1), "grid=1"),
+        (dict(steps=0), "steps=0"),
+        (dict(t=T20[:19]), "20 samples but 19"),
+        (dict(t=T20 + 10), "not in the box"),
+        (dict(t=T20[:, :1]), "give t"),
+        (dict(t=T20 / 0), "not in the box"),
+        (dict(samples=torch.zeros(20, 15)), "9 or 16 sites"),
+        (dict(samples=torch.zeros(20)), "samples has shape"),
+        (dict(samples=X20 / 0), "not finite"),
+        (dict(network=nn.Conv2d(4, 1, 1)), "logits"),
+    ],
+)
+def test_the_trained_route_refuses(change, message):
+    given = {**dict(samples=X20, t=T20, box=BOX, grid=4, bump=0.1, steps=2, batch=4), **change}
+    with pytest.raises(ValueError, match=message):
+        posterior.fit(given.pop("samples"), given.pop("t"), **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(features=torch.cat([torch.ones(19, 3), torch.zeros(1, 3)])), "row 19"),
+        (dict(features=torch.full((20, 3), float("nan"))), "finite"),
+        (dict(features=torch.ones(19, 3)), "one feature per row"),
+        (dict(features=torch.ones(20)), "shape"),
+        (dict(queries=torch.ones(2, 4)), "queries"),
+        (dict(t=T20 + 10), "not in the box"),
+        (dict(box=BOX[[1, 0]]), "lower corner"),
+        (dict(count=0), "count=0"),
+        (dict(grid=40), "coarser grid"),
+    ],
+)
+def test_the_feature_route_refuses(change, message):
+    given = {**dict(features=torch.ones(20, 3), t=T20, box=BOX, grid=3), **change}
+    with pytest.raises(ValueError, match=message):
+        posterior.from_features(given.pop("features"), given.pop("t"), **given)
+
+
+SHARP = gaussian_maps(T20, 16, sigma=SIGMA / 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(maps=2 * SHARP), "sums to 2"),
+        (dict(maps=SHARP / 0), "no probabilities"),
+        (dict(maps=torch.cat([SHARP + 1, SHARP[:, :1] - 16], 1)), "one map per row|no prob"),
+        (dict(maps=1.5 * SHARP - 0.5 * SHARP.flip(1)), "no probabilities"),
+        (dict(maps=SHARP[:, :8]), "shape"),
+        (dict(maps=SHARP[:19]), "19, 16, 16"),
+        (dict(box=[[-20.0, -10.0], [20.0, 30.0]]), "another box"),
+        (dict(box=[[-1.0, -1.0], [1.0, 1.0]]), "not in the box"),
+        (dict(maps=SHARP.mT), "axes swapped"),
+        (dict(count=0), "count=0"),
+        (dict(steps=0), "steps=0"),
+    ],
+)
+def test_the_second_step_refuses(change, message):
+    given = {**dict(maps=SHARP, t=T20, box=BOX, steps=2), **change}
+    with pytest.raises(ValueError, match=message):
+        fit_posteriors(given.pop("maps"), given.pop("t"), **given)
+
+
+def test_the_theorem_refuses_what_it_cannot_measure():
+    f, t0 = torch.zeros(2, 8, 2), torch.zeros(2)
+    for change, message in [
+        (dict(statistics=f[0]), "shapes"),
+        (dict(t0=t0 + 9), "not inside"),
+        (dict(counts=[1, 9]), "counts"),
+        (dict(least=8), "least=8"),
+    ]:
+        given = {**dict(statistics=f, t0=t0, box=BOX), **change}
+        with pytest.raises(ValueError, match=message):
+            posterior_convergence(
+                gaussian_potential, given.pop("statistics"), given.pop("t0"), **given
+            )
+    with pytest.raises(ValueError, match="shape"):
+        bregman(categorical, torch.zeros(3, 2), torch.zeros(2, 2))
