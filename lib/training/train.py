@@ -1,0 +1,394 @@
+"""One trainer for every network of the kit.
+
+    python -m lib.training.train [NAME ...] [--from models] [--steps N] [--limit N]
+
+A task brings a network, data, a loss and a way to save; the trainer brings devices, mixed
+precision, averaging, checkpoints and the learning-rate curve. Step s draws its batch and its noise
+from the seed and s alone, so an interrupted run, started again, equals an uninterrupted one
+(bit for bit on one machine's CPU).
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD, MODELS = ROOT / "build" / "training", ROOT / "models"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the trainer must know to train one network.
+
+    `build()` makes it, `load(folder)` reads its shipped weights. `data()` gives (count, fetch)
+    with `fetch(indices, rng) -> batch`, a tuple of CPU tensors. `loss(network, batch, rng)` is a
+    scalar; `rng` is a CPU generator for this step alone. `save(network, folder, metrics)` writes
+    weights and card, `evaluate(network)` measures, `samples(network)` are images to look at.
+    `snapshots` {name: share of the steps} keeps the average of those moments, saved beside the
+    final weights by `save_snapshot(network, folder)`.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    load: Callable[[Path], nn.Module]
+    data: Callable[[], tuple[int, Callable]]
+    loss: Callable[[nn.Module, tuple, torch.Generator], Tensor]
+    save: Callable[[nn.Module, Path, dict], None]
+    evaluate: Callable[[nn.Module], dict]
+    samples: Callable[[nn.Module], Tensor] | None = None
+    save_snapshot: Callable[[nn.Module, Path], None] | None = None
+    snapshots: dict[str, float] = field(default_factory=dict)
+    steps: int = 1000
+    batch: int = 64
+    rate: float = 1e-3
+    weight_decay: float = 1e-2
+    average: float = 0.999
+    seed: int = 0
+
+
+def train(
+    task: Task,
+    *,
+    build: Path = BUILD,
+    models: Path = MODELS,
+    steps: int | None = None,
+    start: Path | None = None,
+    limit: int | None = None,
+    checkpoint_every: float = 180.0,
+) -> dict:
+    """Train a task to its last step, or continue its checkpoint, and save it; returns its metrics.
+
+    `start` is a folder of shipped models to begin from, with a short warm-up. `limit` stops after
+    that many steps, leaving a checkpoint (and returns {}).
+
+    Raises:
+        ValueError: when a checkpoint belongs to other settings, or `steps` or `limit` is below 1.
+        FloatingPointError: when the loss is no longer finite.
+    """
+    steps = task.steps if steps is None else steps
+    if steps < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"steps = {steps}, limit = {limit}: expected at least 1.")
+    run = _prepare(task, Path(build) / task.name, steps, start)
+    _resume(run)
+    last = steps if limit is None else min(steps, run.step + limit)
+    if run.step < last:
+        _advance(task, run, last, checkpoint_every)
+    run.accelerator.wait_for_everyone()
+    if last < steps or not run.accelerator.is_main_process:
+        return {}
+    return _finish(task, run, Path(models))
+
+
+@dataclass
+class _Run:
+    """The state of a training: what a checkpoint holds, and where it goes."""
+
+    settings: dict
+    folder: Path
+    accelerator: object
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    losses: list = field(default_factory=list)
+
+
+def _prepare(task: Task, folder: Path, steps: int, start: Path | None) -> _Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator()
+    torch.manual_seed(task.seed)
+    network = task.load(Path(start) / task.name) if start else task.build()
+    network = network.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).requires_grad_(False).eval().to(accelerator.device)
+    optimizer = torch.optim.AdamW(network.parameters(), task.rate, weight_decay=task.weight_decay)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    settings = _settings(task, steps, start, accelerator)
+    return _Run(settings, folder, accelerator, network, average, optimizer)
+
+
+def _accelerator():
+    """Half precision on a GPU; on a CPU whatever ACCELERATE_MIXED_PRECISION asks for."""
+    from accelerate import Accelerator
+
+    if not torch.cuda.is_available():
+        return Accelerator()
+    return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported() else "fp16")
+
+
+def _settings(task: Task, steps: int, start: Path | None, accelerator) -> dict:
+    """All that a resumed run must share with the run that it continues."""
+    names = ("name", "batch", "rate", "weight_decay", "average", "seed")
+    return {name: getattr(task, name) for name in names} | {
+        "steps": steps,
+        "warm_start": start is not None,
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+def _advance(task: Task, run: _Run, last: int, every: float) -> None:
+    """Steps up to `last`; a checkpoint now and then, at the end and on interrupt."""
+    from tqdm.auto import tqdm
+
+    count, fetch = task.data()
+    share = _Share(count, task.batch, task.seed, run.accelerator)
+    run.network.train()
+    saved, whole = time.monotonic(), True
+    bar = tqdm(
+        total=run.settings["steps"], initial=run.step, desc=task.name, unit="step",
+        disable=not run.accelerator.is_main_process,
+    )  # fmt: skip
+    try:
+        while run.step < last:
+            indices, rng = share(run.step)
+            batch = fetch(indices, rng)
+            whole = False
+            _step(task, run, batch, rng)
+            whole = True
+            bar.update()
+            if time.monotonic() - saved > every:
+                _checkpoint(run)
+                saved = time.monotonic()
+    finally:
+        bar.close()
+        if whole:  # a step cut in two would not resume exactly: then the last checkpoint stands
+            _checkpoint(run)
+
+
+def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:
+    """One update of the network and of its average."""
+    batch = tuple(part.to(run.accelerator.device) for part in batch)
+    torch.manual_seed(rng.initial_seed())  # for layers that draw by themselves, such as dropout
+    for group in run.optimizer.param_groups:
+        group["lr"] = task.rate * rate_factor(run.step, run.settings)
+    with run.accelerator.autocast():
+        loss = task.loss(run.network, batch, rng)
+    run.accelerator.backward(loss)
+    run.accelerator.clip_grad_norm_(run.network.parameters(), 1.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    _average(run.average, run.accelerator.unwrap_model(run.network), task.average, run.step)
+    run.losses.append(loss.detach())
+    run.step += 1
+    for name, share in task.snapshots.items():
+        if run.step == max(1, round(share * run.settings["steps"])):
+            _write(run.average.state_dict(), run.folder / f"{name}.pt")
+
+
+class _Share:
+    """Which samples step s reads on this process: a function of seed and s alone."""
+
+    def __init__(self, count: int, batch: int, seed: int, accelerator):
+        if count < batch:
+            raise ValueError(f"the data hold {count} samples, expected a batch of {batch}.")
+        self.count, self.batch, self.seed = count, batch, seed
+        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> tuple[Tensor, torch.Generator]:
+        per_epoch = self.count // self.batch
+        epoch, place = divmod(step, per_epoch)
+        if epoch != self.epoch:
+            shuffle = torch.Generator().manual_seed((self.seed << 32) + epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.count, generator=shuffle)
+        mine = self.order[place * self.batch : (place + 1) * self.batch][self.rank :: self.ranks]
+        number = ((self.seed << 32) + step) * self.ranks + self.rank
+        return mine, torch.Generator().manual_seed(number + (1 << 48))
+
+
+def rate_factor(step: int, settings: dict) -> float:
+    """Learning rate over its peak: linear warm-up, then half a cosine down to 1%."""
+    warm = min(100 if settings["warm_start"] else 500, settings["steps"] // 10)
+    if step < warm:
+        return (step + 1) / warm
+    cosine = torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, settings["steps"] - warm)))
+    return 0.01 + 0.99 * 0.5 * (1.0 + cosine.item())
+
+
+@torch.no_grad()
+def _average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and statistics, shorter at the start."""
+    weight = 1.0 - min(decay, (1 + step) / (10 + step))
+    ours, theirs = average.state_dict(), network.state_dict()
+    for name, value in ours.items():
+        if value.is_floating_point():
+            value.lerp_(theirs[name].to(value.dtype), weight)
+        else:
+            value.copy_(theirs[name])
+
+
+def _checkpoint(run: _Run) -> None:
+    """Write the state in one move, from the main process alone."""
+    if not run.accelerator.is_main_process:
+        return
+    run.losses[:] = [float(loss) for loss in run.losses]
+    if not all(map(math.isfinite, run.losses)):
+        name = run.settings["name"]
+        raise FloatingPointError(f"{name}: the loss is not finite by step {run.step}.")
+    scaler = run.accelerator.scaler
+    state = {
+        "settings": run.settings,
+        "step": run.step,
+        "losses": run.losses,
+        "network": run.accelerator.unwrap_model(run.network).state_dict(),
+        "average": run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else {},
+    }
+    _write(state, run.folder / "checkpoint.pt")
+    _draw_losses(run.folder, run.losses, run.settings["name"])
+
+
+def _write(state: dict, path: Path) -> None:
+    """Save in one move."""
+    temporary = path.with_suffix(".partial")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(run: _Run) -> None:
+    """Continue from the checkpoint in the folder, if there is one."""
+    path = run.folder / "checkpoint.pt"
+    if not path.exists():
+        return
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["settings"] != run.settings:
+        raise ValueError(
+            f"{path.name} of {run.settings['name']} was made with {state['settings']}, not with "
+            f"{run.settings}; use the same settings or delete the folder {run.folder.name}/ of it."
+        )
+    run.accelerator.unwrap_model(run.network).load_state_dict(state["network"])
+    run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.accelerator.scaler and state["scaler"]:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    run.step, run.losses = state["step"], state["losses"]
+
+
+def _finish(task: Task, run: _Run, models: Path) -> dict:
+    """Measure the averaged network, save it to models/NAME in one move, draw its samples."""
+    recent = run.losses[-100:]
+    metrics = {"training": run.settings | {"final_loss": sum(recent) / len(recent)}}
+    average = run.average.to("cpu", memory_format=torch.contiguous_format)
+    metrics |= task.evaluate(average)
+    if task.samples is not None:
+        _draw_samples(run.folder, task.samples(average))
+    models.mkdir(parents=True, exist_ok=True)
+    temporary, old = models / f".{task.name}.partial", models / f".{task.name}.old"
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    task.save(average, temporary, metrics)
+    for name in task.snapshots:
+        early = copy.deepcopy(average)
+        early.load_state_dict(torch.load(run.folder / f"{name}.pt", weights_only=True))
+        task.save_snapshot(early, temporary / name)
+    text = json.dumps(metrics, indent=1)
+    (temporary / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    if (models / task.name).exists():
+        os.replace(models / task.name, old)
+    os.replace(temporary, models / task.name)
+    shutil.rmtree(old, ignore_errors=True)
+    return metrics
+
+
+def _draw_losses(folder: Path, losses: list[float], name: str) -> None:
+    from matplotlib.figure import Figure
+
+    temporary = folder / "loss.json.partial"
+    temporary.write_text(json.dumps([round(loss, 6) for loss in losses]), encoding="utf-8")
+    os.replace(temporary, folder / "loss.json")
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=name, yscale="log")
+    axes.plot(losses, color="0.8")
+    width = max(1, len(losses) // 100)
+    smooth = torch.tensor(losses).unfold(0, width, 1).mean(1)
+    axes.plot(range(width - 1, len(losses)), smooth)
+    figure.savefig(folder / "loss.png", dpi=100)
+
+
+def _draw_samples(folder: Path, images: Tensor) -> None:
+    """A square sheet of images in [−1, 1]."""
+    from PIL import Image
+
+    side = max(1, int(len(images) ** 0.5))
+    rows = images[: side * side].unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1)
+    sheet = ((rows.flatten(1, 2).clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+    temporary = folder / "samples.partial.png"
+    Image.fromarray(sheet.numpy()).save(temporary)
+    os.replace(temporary, folder / "samples.png")
+
+
+def write_card(folder: Path, name: str, purpose: str, metrics: dict) -> None:
+    """README.md beside the weights: what it is, how it was made, what was measured, whose art."""
+    from lib.training import avatars
+
+    training = metrics["training"]
+    text = f"""---
+license: mit
+---
+
+# {name}
+
+{purpose} Weights in half precision, safetensors.
+
+Training: `python -m lib.training.train {name}`, {training["steps"]} steps of {training["batch"]}
+faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}).
+
+Measured on held-out label sets (`metrics.json`):
+
+{_table(metrics)}
+{avatars.attribution()}
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _table(metrics: dict) -> str:
+    """Every measured number as a Markdown table, one column per image size where they differ."""
+    lines = ["| measure | 32 px | 64 px |", "| --- | --- | --- |"]
+    for measure, value in metrics.items():
+        name = measure.replace("_", " ")
+        if isinstance(value, (int, float)) and not measure.endswith("seed"):
+            lines.append(f"| {name} | {value} | |")
+        elif isinstance(value, dict) and "32" in value and "64" in value:
+            pairs = ((key, value["32"][key], value["64"][key]) for key in value["32"])
+            lines += [f"| {name}: {key} | {small} | {large} |" for key, small, large in pairs]
+    return "\n".join(lines) + "\n"
+
+
+def tasks() -> dict[str, Callable[[], Task]]:
+    """Every network of the kit in the order of training, {name: function that gives its task}."""
+    from lib.training import generators, scorers
+
+    return scorers.TASKS | generators.TASKS
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: train the named tasks, or all of them in order."""
+    known = tasks()
+    parser = argparse.ArgumentParser(description="Train the embedded models.")
+    parser.add_argument("names", nargs="*", help=f"tasks among {', '.join(known)}; default all")
+    parser.add_argument("--from", dest="start", type=Path, help="warm start, e.g. from models")
+    parser.add_argument("--steps", type=int, help="instead of the task's own number")
+    parser.add_argument("--limit", type=int, help="stop after so many steps, with a checkpoint")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.names if name not in known]
+    if unknown:
+        parser.error(f"unknown task {unknown[0]!r}, expected one of {', '.join(known)}")
+    for name in chosen.names or known:
+        metrics = train(known[name](), steps=chosen.steps, start=chosen.start, limit=chosen.limit)
+        print(json.dumps({name: metrics}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
