@@ -1,0 +1,434 @@
+"""Ways to a Δh: trained f_t, direct parameters, means, principal, Jacobian and pullback directions.
+
+Asyrp (Kwon et al. 2023) trains; Haas et al. 2023 and Park et al. 2023 (the pullback) need none.
+"""
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib.diffusion import hspace
+from lib.diffusion.models import Generator, unit_normal
+from lib.diffusion.sampling import _downward, ddim, predicted, time_grid, update
+
+
+class DeltaBlock(nn.Module):
+    """f_t(h) = W_2 swish(GroupNorm(W_1 h + L swish(temb(t)))) for one attribute; W_i mix channels.
+
+    temb is the frozen network's own time embedding, m wide; there is no residual. 2 C^2 + 5 C + m C
+    weights, 31,200 at C = 96. zero: start from Δh = 0 instead of the paper's random Δh.
+    """
+
+    def __init__(self, generator: Generator, *, zero: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        unet, (channels, _, _) = generator.unet, hspace.h_shape(generator)
+        self._time = (unet.time_proj, unet.time_embedding)  # in a tuple: no weights of ours
+        self.owners = frozenset({generator.weight_hash})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first = nn.Conv2d(channels, channels, 1)
+            self.time = nn.Linear(self._embedding(0).shape[1], channels)
+            # a group of one channel would lose its mean, and with it the time
+            groups = min(math.gcd(32, channels), max(channels // 2, 1))
+            self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+            self.last = nn.Conv2d(channels, channels, 1)
+        if zero:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+        self.to(generator.device, generator.dtype)
+
+    def forward(self, h: Tensor, t: int) -> Tensor:
+        """Δh of the shape of h, (n, C, height, width), at one training time."""
+        channels = self.first.in_channels
+        if h.shape[1] != channels:
+            raise ValueError(f"h has {h.shape[1]} channels and f_t {channels}; train another f_t")
+        own = self.first.weight.dtype
+        shift = self.time(functional.silu(self._embedding(t).to(own)))
+        y = self.norm(self.first(h.to(own)) + shift[:, :, None, None])
+        return self.last(functional.silu(y))
+
+    def _embedding(self, t: int) -> Tensor:
+        project, embed = self._time
+        weight = next(embed.parameters())
+        with torch.no_grad():
+            return embed(project(torch.tensor([t], device=weight.device)).to(weight.dtype))
+
+
+class DirectDelta(nn.Module):
+    """Δh itself as the parameter, one for each of `times`, the nearest time's where t is another.
+
+    It starts at 0.2 N(0, 1). A single time gives one Δh for all t.
+    """
+
+    def __init__(self, generator: Generator, times: Sequence[int], *, seed: int = 0) -> None:
+        super().__init__()
+        shape = hspace.h_shape(generator)
+        start = torch.stack([0.2 * unit_normal(shape, seed, int(t)) for t in times])
+        self.times = [int(t) for t in times]
+        self.owners = frozenset({generator.weight_hash})
+        self.change = nn.Parameter(start.to(generator.device, generator.dtype))
+
+    def forward(self, h: Tensor, t: int) -> Tensor:
+        """Δh_t of one sample, (channels, height, width)."""
+        return self.change[min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))]
+
+
+def directional_loss(cosine: Tensor, *, logarithm: bool = True) -> Tensor:
+    """Directional CLIP loss, from cos(change of the image, change of the text), elementwise.
+
+    L_dir = 1 - cos is the paper's form, -log(1 - L_dir / 2) that of its released code. The cosine,
+    not the loss, is what grows with the edit.
+    """
+    return -((1 + cosine) / 2).clamp(min=1e-6).log() if logarithm else 1 - cosine
+
+
+def train(
+    generator: Generator,
+    delta: nn.Module,
+    latents: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    direction: Tensor,
+    *,
+    steps: int,
+    t_edit: float,
+    images: Tensor | None = None,
+    passes: int = 1,
+    batch: int = 8,
+    rate: float = 0.2,
+    clip_weight: float = 0.8,
+    recon_weight: float = 3.0,
+    logarithm: bool = True,
+    source: str = "image",
+    checkpoint: str | Path | None = None,
+    **text: object,
+) -> list[dict[str, float]]:
+    """Fit f_t, or direct parameters, in place by directional CLIP and L1; one row per batch.
+
+    Loss at each t: clip_weight `directional_loss` + recon_weight |P_t^edit - P_t^source|_1 (mean),
+    Asyrp Eq. 9. Each batch walks from the noisiest time down to t_edit with one SGD step per time,
+    detached in between; the rate falls tenfold every three passes.
+    latents: (n, *latent_shape); images: their clean sources where these are real (default: their
+    own DDIM samples). encode: images (n, c, h, w) -> embeddings (n, d), differentiable; direction:
+    (d,) in text space. recon_weight is 3 cos(source text, target text) in the paper. source:
+    "image" measures the change of the image from the clean one (released code), "prediction" from
+    P_t^source (paper). text: prompt, guidance, negative.
+    checkpoint: a file written after every batch and read at the start, so that a stopped training
+    goes on; `load` reads it too. Rows hold "pass", "row", and means over t of "loss", "cosine" and
+    "distance". Raises ValueError for a checkpoint of another training, a loss that is not finite.
+    """
+    if source not in ("image", "prediction"):
+        raise ValueError(f"source = {source!r}: choose 'image' or 'prediction'")
+    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
+    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
+    if not pairs:
+        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
+    settings = [steps, t_edit, batch, rate, clip_weight, recon_weight, logarithm, source, text]
+    key = _digest(generator.weight_hash, repr(settings), latents, direction)
+    history = _resume(delta, checkpoint, key)
+    if images is None and source == "image":
+        images = ddim(generator, latents, steps=steps, **text)
+    optimiser = torch.optim.SGD(delta.parameters(), lr=rate)
+
+    def score(edited: Tensor, clean: Tensor, target: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            before = encode(clean if source == "image" else generator.decode(target))
+        change = encode(generator.decode(edited)) - before
+        if bool((change.detach().norm(dim=-1) < 1e-5 * before.norm(dim=-1)).any()):
+            raise ValueError("Δh changes no image yet: start from zero=False or use source='image'")
+        cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
+        apart = functional.l1_loss(edited, target)
+        loss = clip_weight * directional_loss(cosine, logarithm=logarithm).mean()
+        return {"loss": loss + recon_weight * apart, "cosine": cosine.mean(), "distance": apart}
+
+    work = [(p, i) for p in range(passes) for i in range(0, len(latents), batch)]
+    for p, i in work[len(history) :]:
+        rows = slice(i, i + batch)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * 0.1 ** (p // 3)
+        clean = None if images is None else images[rows]
+        means = _walk(generator, delta, latents[rows], clean, pairs, score, optimiser, text)
+        history.append({"pass": p, "row": i, **means})
+        if checkpoint is not None:
+            save(delta, checkpoint, training=key, history=history)
+    return history
+
+
+def _walk(
+    generator: Generator,
+    delta: nn.Module,
+    x: Tensor,
+    clean: Tensor | None,
+    pairs: Sequence[tuple[int, int]],
+    score: Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]],
+    optimiser: torch.optim.Optimizer,
+    text: Mapping[str, object],
+) -> dict[str, float]:
+    """One update at each time, along the edited and the plain trajectory of x."""
+    edited = source = x
+    rows = []
+    for t, t_next in pairs:
+        alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+        with torch.no_grad():
+            both = generator.epsilon(torch.cat([edited, source]), t, **text)
+        plain, source_eps = both.chunk(2)
+        with hspace.inject(generator, delta):
+            eps = generator.epsilon(edited, t, **text)
+        target = predicted(source, source_eps, alpha)
+        scores = score(predicted(edited, eps, alpha), clean, target)
+        rows.append([float(value.detach()) for value in scores.values()])
+        if not math.isfinite(rows[-1][0]):
+            raise ValueError(f"the loss is not finite at t = {t}; choose a lower rate")
+        optimiser.zero_grad()
+        scores["loss"].backward()
+        optimiser.step()
+        edited = update(edited, eps.detach(), alpha, alpha_next, eps_direction=plain)
+        source = update(source, source_eps, alpha, alpha_next)
+    return dict(zip(scores, torch.tensor(rows).mean(0).tolist(), strict=True))
+
+
+def save(delta: nn.Module, path: str | Path, **notes: object) -> Path:
+    """Write f_t as safetensors, with the hash of its model and notes that JSON can hold."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in delta.state_dict().items()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(state, partial, {"owners": json.dumps(sorted(delta.owners)), **_json(notes)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(generator: Generator, path: str | Path) -> DeltaBlock:
+    """The f_t written by `save`, or left by `train`.
+
+    Raises ValueError for a damaged file and for an f_t of another model.
+    """
+    state, notes = _read(Path(path))
+    if json.loads(notes["owners"]) != [generator.weight_hash]:
+        raise ValueError(
+            f"{path} was trained on the model with weights {notes['owners']}, and this is "
+            f"{generator.weight_hash}; train it on this model"
+        )
+    delta = DeltaBlock(generator)
+    delta.load_state_dict(state)
+    return delta.eval().requires_grad_(False)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, notes = file.keys(), file.metadata() or {}
+            return {name: file.get_tensor(name) for name in names}, notes
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged: train it again") from error
+
+
+def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[dict[str, float]]:
+    """Rows of the training so far, with its weights loaded into `delta`."""
+    if checkpoint is None or not Path(checkpoint).exists():
+        return []
+    state, notes = _read(Path(checkpoint))
+    if notes.get("training") != json.dumps(key):
+        raise ValueError(f"{checkpoint} belongs to another training; remove it, or name a new file")
+    delta.load_state_dict(state)
+    return json.loads(notes["history"])
+
+
+def _json(notes: Mapping[str, object]) -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in notes.items()}
+
+
+def _digest(*parts: str | Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Means(NamedTuple):
+    """Mean Δh over samples at each edited time, {t: (C, h, w)}, and their mean over the times."""
+
+    per_step: dict[int, Tensor]
+    overall: Tensor
+
+
+def mean_over_samples(
+    generator: Generator, latents: Tensor, delta: hspace.Delta, **options: object
+) -> Means:
+    """Δh_t^mean = Σ_i Δh_t(h_i) / N and Δh^global = Σ_t Δh_t^mean / T_e (Asyrp, Sec. 5.3).
+
+    The h_i lie on the edited trajectories of the latents; `options` are those of `hspace.edit`.
+    Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def record(h: Tensor, t: int) -> Tensor:
+        change = delta(h, t).expand_as(h)
+        sums[t] = sums.get(t, 0) + change.sum(0)
+        return change
+
+    record.owners = getattr(delta, "owners", frozenset())
+    hspace.edit(generator, latents, record, decode=False, **options)
+    if not sums:
+        raise ValueError("no step was edited; choose a smaller t_edit")
+    per_step = {t: total / len(latents) for t, total in sums.items()}
+    return Means(per_step, torch.stack(list(per_step.values())).mean(0))
+
+
+def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> dict[int, Tensor]:
+    """v_t = mean h_t of the samples with the attribute minus that of those without (Haas et al.).
+
+    h: {t: (n, C, height, width)} from `hspace.capture`; labels: (n,). Raises ValueError for another
+    number of labels, and for labels that are all alike.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.bool)
+    if any(labels.shape != (len(rows),) for rows in h.values()):
+        raise ValueError(f"{labels.numel()} labels for h of {len(next(iter(h.values())))} rows")
+    if bool(labels.all()) or not bool(labels.any()):
+        raise ValueError("the labels are all alike; give samples with and without the attribute")
+    return {t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()}
+
+
+def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Leading k principal directions of h (n, ...), and their standard deviations (k,).
+
+    Directions are (k, ...), orthonormal, computed in float64, with their largest entry positive.
+    """
+    if not 1 <= k < len(h):
+        raise ValueError(f"k = {k}: choose 1 ... {len(h) - 1}, fewer than the {len(h)} samples")
+    rows = h.double().flatten(1)
+    _, values, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    vectors = vectors[:k] * _sign(vectors[:k])
+    return vectors.view(k, *h.shape[1:]), values[:k] / math.sqrt(len(h) - 1)
+
+
+def project(change: Tensor, protected: Sequence[Tensor]) -> Tensor:
+    """(I - V (V^T V)^-1 V^T) change: the part that leaves the protected directions alone.
+
+    change and each protected direction have one shape; dependent directions are allowed.
+    """
+    span = torch.stack([v.double().flatten() for v in protected], dim=1)
+    own = change.double().flatten()
+    remainder = own - span @ (torch.linalg.pinv(span) @ own)
+    return remainder.view_as(change).to(change.dtype)
+
+
+class Basis(NamedTuple):
+    """Leading singular triplets of a Jacobian: J inputs_i = values_i outputs_i."""
+
+    inputs: Tensor
+    values: Tensor
+    outputs: Tensor
+
+
+def jacobian_directions(
+    generator: Generator, x: Tensor, t: int, *, k: int = 3, mask: Tensor | None = None, **solver
+) -> Basis:
+    """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
+
+    x: (1, *latent_shape); mask: weights on eps, such as a region of the image. inputs are
+    (k, *h), outputs (k, *latent_shape). Options and errors as in `singular_basis`.
+    """
+    shape = hspace.h_shape(generator)
+
+    def predict(change: Tensor) -> Tensor:
+        with hspace.inject(generator, lambda h, t: change):
+            eps = generator.epsilon(x, t)[0]
+        return eps if mask is None else eps * mask
+
+    return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
+
+
+def pullback_basis(generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver) -> Basis:
+    """Directions of x that change h most: singular vectors of dh / dx_t (Park et al.).
+
+    x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). Options and errors as in
+    `singular_basis`.
+    """
+
+    def bottleneck(point: Tensor) -> Tensor:
+        with hspace.capture(generator) as h:
+            generator.epsilon(point[None], t)
+        return h[int(t)][0]
+
+    return singular_basis(bottleneck, x[0], k, **solver)
+
+
+def pullback_move(
+    generator: Generator, x: Tensor, t: int, v: Tensor, *, step: float, reach: float, repeats: int
+) -> Tensor:
+    """x <- x + step (eps(x + reach v) - eps(x)), `repeats` times with v fixed (Park et al.).
+
+    x: (n, *latent_shape) at time t, to be sampled plainly from there; v: a unit input direction.
+    """
+    with torch.no_grad():
+        for _ in range(repeats):
+            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t).chunk(2)
+            x = x + step * (moved - plain)
+    return x
+
+
+def singular_basis(
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    k: int,
+    *,
+    iterations: int = 50,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Basis:
+    """Leading k singular triplets of the Jacobian of `function` at `point`, by subspace iteration.
+
+    V <- orth(J^T J V), until the largest principal angle between successive subspaces is below
+    `tolerance` (radians); warns if it is not. Signs: the largest entry of each input is positive.
+    Raises ValueError where the network has no forward-mode derivative, or for k out of range.
+    """
+    if not 1 <= k <= point.numel():
+        raise ValueError(f"k = {k}: choose 1 ... {point.numel()}")
+    value, pull = torch.func.vjp(function, point)
+    pull_all = torch.func.vmap(lambda u: pull(u.view_as(value))[0].flatten())
+    push_all = torch.func.vmap(
+        lambda v: torch.func.jvp(function, (point,), (v.view_as(point),))[1].flatten()
+    )
+    vectors = torch.stack([unit_normal(point.shape, seed, i).flatten() for i in range(k)], 1)
+    vectors = torch.linalg.qr(vectors.to(point)).Q
+    try:
+        for _ in range(iterations):
+            new = torch.linalg.qr(pull_all(push_all(vectors.T)).T).Q
+            angle = torch.linalg.matrix_norm(new - vectors @ (vectors.T @ new), 2)
+            vectors = new
+            if angle < tolerance:
+                break
+        else:
+            warnings.warn(
+                f"subspace still turns by {angle:.1e}; allow more iterations", stacklevel=2
+            )
+        images = push_all(vectors.T)
+    except NotImplementedError as error:
+        raise ValueError(
+            "the network has no forward-mode derivative; load it with differentiable=True"
+        ) from error
+    left, values, right = torch.linalg.svd(images.T, full_matrices=False)
+    inputs, outputs = right @ vectors.T, left.T
+    sign = _sign(inputs)
+    return Basis(
+        (sign * inputs).view(k, *point.shape), values, (sign * outputs).view(k, *value.shape)
+    )
+
+
+def _sign(rows: Tensor) -> Tensor:
+    """(k, 1) signs that make the largest entry of each row positive."""
+    return rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()

@@ -1,0 +1,187 @@
+"""Is a border fractal? Box counting, automatic zooms, and what rounding leaves to see.
+
+A claim about structure at some scale needs three things: a window above the resolution of the
+number format, differences above the noise floor, and controls of known dimension.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.diffusion.slices import Evaluate, as_array, grid
+
+
+class Dimension(NamedTuple):
+    """A box-counting dimension with the standard error of its slope and its scale window.
+
+    sizes: box edges in grid cells; counts: boxes of that size that meet the set.
+    """
+
+    dimension: float
+    standard_error: float
+    sizes: np.ndarray
+    counts: np.ndarray
+
+
+def box_counting(mask, *, smallest: int = 1, largest: int | None = None) -> Dimension:
+    """Box-counting dimension of a set of grid cells, the slope of log N(s) against −log s.
+
+    Boxes of edges smallest · 2^k, up to `largest` (by default a sixteenth of the shorter side, at
+    least 4); N is the least over four positions of the boxes, because shifted boxes cover the ends
+    of a set twice. The standard error is that of the least-squares slope; counts of nested boxes
+    are correlated, so the spread over several borders says more.
+
+    Raises:
+        ValueError: a mask that is not two-dimensional or is empty, or fewer than three sizes.
+    """
+    mask = np.asarray(mask, bool)
+    if mask.ndim != 2 or not mask.any():
+        raise ValueError(
+            f"mask of shape {mask.shape} with {mask.sum()} cells; expected a set in 2-D"
+        )
+    largest = largest or max(min(mask.shape) // 16, 4)
+    sizes = np.array([smallest * 2**k for k in range(32) if 1 <= smallest * 2**k <= largest])
+    if len(sizes) < 3:
+        raise ValueError(
+            f"box sizes {sizes.tolist()} from smallest = {smallest} to largest = {largest}: at "
+            "least three are needed for a slope with an error; use a finer grid"
+        )
+    counts = np.array([_boxes(mask, int(s)) for s in sizes])
+    x, y = -np.log(sizes), np.log(counts)
+    x = x - x.mean()
+    slope = x @ y / (x @ x)
+    residual = y - y.mean() - slope * x
+    error = np.sqrt(residual @ residual / (len(x) - 2) / (x @ x))
+    return Dimension(float(slope), float(error), sizes, counts)
+
+
+def _boxes(mask: np.ndarray, size: int) -> int:
+    """Boxes of one size that meet the set, the fewest among shifts by half a box."""
+    shifts = [(a, b) for a in (0, size // 2) for b in (0, size // 2)]
+    counts = []
+    for shift in shifts:
+        padding = [(s, -(n + s) % size) for s, n in zip(shift, mask.shape, strict=True)]
+        rows, columns = (padded := np.pad(mask, padding)).shape
+        boxes = padded.reshape(rows // size, size, columns // size, size)
+        counts.append(boxes.any((1, 3)).sum())
+    return int(min(counts))
+
+
+def border(labels) -> np.ndarray:
+    """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h)."""
+    labels = np.asarray(labels)
+    first = labels[:-1, :-1]
+    others = (labels[1:, :-1], labels[:-1, 1:], labels[1:, 1:])
+    return np.logical_or.reduce([first != other for other in others])
+
+
+class Zoom(NamedTuple):
+    """One magnification of a border: centre (2,), edge of the window, labels (points, points)."""
+
+    centre: np.ndarray
+    window: float
+    labels: np.ndarray
+
+
+def zoom(
+    classify: Evaluate,
+    *,
+    levels: int,
+    factor: float = 10.0,
+    points: int = 64,
+    centre: Sequence[float] = (0.5, 0.5),
+    window: float = 1.0,
+    resolution: float = 0.0,
+) -> list[Zoom]:
+    """Windows that shrink by `factor` onto the border nearest to the middle of the one before.
+
+    Ends early, at the first window that holds a single label. For several borders start from
+    several centres, with a smaller first window.
+
+    Args:
+        classify: coordinates (n, 2) -> labels (n,).
+        levels: number of windows, the first of edge `window` round `centre`.
+        resolution: smallest step of the number format, `Slice.resolution(dtype)`.
+
+    Raises:
+        ValueError: a last window below points · resolution, naming the smallest useful one; a
+            factor that could lose the border; a window that is larger than the slice.
+    """
+    if levels > 1 and not 1 < factor <= points / 4:
+        raise ValueError(
+            f"factor = {factor}: choose one above 1 and up to points / 4 = {points / 4}"
+        )
+    if not 0 < window <= 1:
+        raise ValueError(f"window = {window}: choose an edge above 0 and up to 1, the whole slice")
+    check_window(window / factor ** (levels - 1), points, resolution)
+    found: list[Zoom] = []
+    middle = np.asarray(centre, dtype=float)
+    for level in range(levels):
+        edge = window / factor**level
+        middle = middle.clip(edge / 2, 1 - edge / 2)
+        low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
+        labels = np.asarray(classify(grid(points, low=low, high=high))).reshape(points, points)
+        found.append(Zoom(middle, edge, labels))
+        cells = np.argwhere(border(labels))
+        if len(cells) == 0:
+            break
+        places = low + (cells + 0.5) / (points - 1) * (high - low)
+        middle = places[np.argmin(np.square(places - middle).sum(1))]
+    return found
+
+
+def check_window(window: float, points: int, resolution: float) -> None:
+    """Raise ValueError for a window whose neighbouring points differ by less than `resolution`.
+
+    The smallest useful window is points · resolution: below it the format gives equal latents to
+    neighbouring points, and what is seen there is rounding.
+    """
+    useful = points * resolution
+    if window < useful:
+        raise ValueError(
+            f"window = {window:.3g} with {points} points a side is below the number format, which "
+            f"resolves steps of {resolution:.3g}: the smallest useful window is {useful:.3g}; use "
+            "it, take fewer points, or compute in float64"
+        )
+
+
+def difference_slopes(
+    evaluate: Evaluate, t, direction: Sequence[float], distances: Sequence[float]
+) -> np.ndarray:
+    """Finite-difference Lipschitz constants |f(t + hu/2) − f(t − hu/2)| / h, (n, k).
+
+    evaluate: (m, 2) -> (m, ...). t: (n, 2). direction: (2,), made a unit vector u. distances: k
+    positive h; the divisor is the distance after rounding. They tend to |J u| as h falls, until
+    rounding takes over. Raises ValueError for a distance that is not positive or is lost in t.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64)
+    u = torch.as_tensor(direction, dtype=torch.float64)
+    half = torch.as_tensor(distances, dtype=torch.float64).view(-1, 1, 1) * u / u.norm() / 2
+    ends = torch.stack([t - half, t + half])  # (2, k, n, 2)
+    gaps = (ends[1] - ends[0]).norm(dim=-1)
+    if min(distances) <= 0 or not bool((gaps > 0).all()):
+        raise ValueError(
+            f"distances = {list(distances)}: expected positive numbers above the resolution of "
+            "float64, 2e-16"
+        )
+    values = as_array(evaluate(ends.reshape(-1, 2))).reshape(2, *gaps.shape, -1)
+    return (np.linalg.norm(values[1] - values[0], axis=-1) / gaps.numpy()).T
+
+
+def noise_floor(evaluate: Evaluate, t, *, repeats: int = 8) -> np.ndarray:
+    """Largest distance between repeated results for identical input, (n,), in units of the result.
+
+    Each point of t (n, 2) is evaluated alone and in batches of 2, 3, …, `repeats` rows, so in other
+    positions and with other companions. No difference below it is structure. `evaluate` must make
+    one network call of its batch, and must not cache. Raises ValueError unless repeats >= 2.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if repeats < 2:
+        raise ValueError(f"repeats = {repeats}: one evaluation has nothing to differ from")
+    runs = [
+        np.concatenate([as_array(evaluate(part)).reshape(len(part), -1) for part in t.split(r)])
+        for r in range(1, repeats + 1)
+    ]
+    return np.max([np.linalg.norm(a - b, axis=1) for a in runs for b in runs], axis=0)
