@@ -1,6 +1,7 @@
 """The networks that generate faces, one training task each."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -68,19 +69,27 @@ def _ddpm_data():
 
 
 def _ddpm_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:
+    (images,) = batch
+    flip = torch.rand(len(images), 1, 1, 1, generator=rng).round().to(images.device)
+    images = torch.lerp(images, images.flip(-1), flip)
+    predict = lambda noisy, t: network(noisy, t).sample  # noqa: E731
+    return weighted_noise_error(predict, images, _scheduler().alphas_cumprod, rng)
+
+
+def weighted_noise_error(
+    predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, alphas: Tensor, rng: torch.Generator
+) -> Tensor:
     """w(t) |ε − ε_θ|² with w = min(1/α_t, 20): the error of v, capped, so that colours stay.
 
     An error of ε at large t is magnified by 1/√α_t in the image; the plain loss ignores that.
+    `predict(noisy, t)` is the network, `alphas` (T,) the cumulative products.
     """
-    (images,) = batch
-    n, device = len(images), images.device
-    flip = torch.rand(n, 1, 1, 1, generator=rng).round().to(device)
-    images = torch.lerp(images, images.flip(-1), flip)
-    t = torch.randint(1000, (n,), generator=rng).to(device)
-    noise = torch.randn(images.shape, generator=rng).to(device)
-    alpha = _scheduler().alphas_cumprod.to(device)[t].view(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * noise
-    error = (network(noisy, t).sample.float() - noise).square().mean((1, 2, 3))
+    n, device = len(clean), clean.device
+    t = torch.randint(len(alphas), (n,), generator=rng).to(device)
+    noise = torch.randn(clean.shape, generator=rng).to(device)
+    alpha = alphas.to(device)[t].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    error = (predict(noisy, t).float() - noise).square().mean((1, 2, 3))
     return (error * (1 / alpha).clamp(max=20.0).flatten()).mean()
 
 

@@ -34,6 +34,7 @@ class Task:
     with `fetch(indices, rng) -> batch`, a tuple of CPU tensors. `loss(network, batch, rng)` is a
     scalar; `rng` is a CPU generator for this step alone. `save(network, folder, metrics)` writes
     weights and card, `evaluate(network)` measures, `samples(network)` are images to look at.
+    A task that is not `shipped` is a part of a later one and is saved under build/training/parts.
     `snapshots` {name: share of the steps} keeps the average of those moments, saved beside the
     final weights by `save_snapshot(network, folder)`.
     """
@@ -48,6 +49,7 @@ class Task:
     samples: Callable[[nn.Module], Tensor] | None = None
     save_snapshot: Callable[[nn.Module, Path], None] | None = None
     snapshots: dict[str, float] = field(default_factory=dict)
+    shipped: bool = True
     steps: int = 1000
     batch: int = 64
     rate: float = 1e-3
@@ -86,7 +88,7 @@ def train(
     run.accelerator.wait_for_everyone()
     if last < steps or not run.accelerator.is_main_process:
         return {}
-    return _finish(task, run, Path(models))
+    return _finish(task, run, Path(models) if task.shipped else Path(build) / "parts")
 
 
 @dataclass
@@ -276,7 +278,7 @@ def _resume(run: _Run) -> None:
 
 
 def _finish(task: Task, run: _Run, models: Path) -> dict:
-    """Measure the averaged network, save it to models/NAME in one move, draw its samples."""
+    """Measure the averaged network, save it to `models`/NAME in one move, draw its samples."""
     recent = run.losses[-100:]
     metrics = {"training": run.settings | {"final_loss": sum(recent) / len(recent)}}
     average = run.average.to("cpu", memory_format=torch.contiguous_format)
@@ -368,9 +370,9 @@ def _table(metrics: dict) -> str:
 
 def tasks() -> dict[str, Callable[[], Task]]:
     """Every network of the kit in the order of training, {name: function that gives its task}."""
-    from lib.training import generators, scorers
+    from lib.training import generators, latents, scorers
 
-    return scorers.TASKS | generators.TASKS
+    return scorers.TASKS | generators.TASKS | latents.TASKS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -282,3 +282,25 @@ def test_an_unknown_task_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["judge-z"])
     assert "unknown task 'judge-z', expected one of judge-a" in capsys.readouterr().err
+
+
+def test_snapshots_hold_the_average_of_their_moment(tmp_path):
+    saved = lambda network, folder: (  # noqa: E731
+        folder.mkdir(),
+        torch.save(network.state_dict(), folder / "weights.pt"),
+    )
+    task = line(snapshots={"early": 0.25, "last": 1.0}, save_snapshot=saved)
+    for limit in (4, None):  # a snapshot lies on either side of an interruption
+        run(tmp_path, task, limit=limit)
+    read = lambda *parts: torch.load(  # noqa: E731
+        (tmp_path / "models" / "line").joinpath(*parts, "weights.pt")
+    )
+    assert_equal(read("last"), read())
+    run(tmp_path / "short", limit=round(0.25 * 23))
+    assert_equal(read("early"), state(tmp_path / "short")["average"])
+
+
+def test_a_part_of_a_later_task_is_not_shipped(tmp_path):
+    run(tmp_path, line(shipped=False))
+    assert (tmp_path / "build" / "parts" / "line" / "weights.pt").exists()
+    assert not (tmp_path / "models").exists()
