@@ -6,21 +6,19 @@ it to the training or to the held-out split, whatever the seed, so the splits sh
 """
 
 import hashlib
-import importlib.resources
-import io
 import json
 import multiprocessing
 import os
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.training import portraits
+
 CACHE = Path(__file__).resolve().parents[2] / "cache" / "avatars"
 COUNTS = {"train": 60_000, "held-out": 12_000}
-CROP = "9 5 46 46"
 BLOCK = 1024
 
 # part: {variant or colour: (weight, the classes it shows)}. Left out: hair that covers an eye
@@ -81,6 +79,7 @@ PARTS = {
         colour: (1, {}) for colour in ("cfe3f5", "f5e0cf", "d5f0d0", "eeeeee", "e6d5f0", "f7f0c8")
     },
 }
+_VARIANTS = {name: list(variants) for name, variants in PARTS.items()}
 JITTER = {"rotate": 3.0, "translateX": 2.0, "translateY": 2.0}  # degrees, percent of the canvas
 
 # The classes of each attribute in the order of a classifier's outputs.
@@ -198,28 +197,18 @@ def labels(parts: np.ndarray) -> dict[str, np.ndarray]:
 
 def options(parts: np.ndarray, jitter: np.ndarray) -> dict:
     """The DiceBear options that pin every part of one face, from its rows `parts` and `jitter`."""
+    return portraits.options(*_named(parts), tuple(jitter.tolist()))
+
+
+def _named(parts: np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
+    """Shapes and colours of one face, as `portraits` takes them; "" is undefined."""
     part = {
-        name: "" if index == UNDEFINED else list(variants)[index]
-        for (name, variants), index in zip(PARTS.items(), parts.tolist(), strict=True)
+        name: "" if index == UNDEFINED else variants[index]
+        for (name, variants), index in zip(_VARIANTS.items(), parts.tolist(), strict=True)
     }
-    pinned = {
-        "seed": "face",
-        "hairVariant": [part["hair"]],
-        "eyesVariant": [part["eyes"]],
-        "mouthVariant": [part["mouth"]],
-        "facialHairProbability": 100 if part["facial_hair"] else 0,
-        "noseVariant": ["mediumRound"],
-        "clothesVariant": ["rounded"],
-        "clothingColor": ["456dff"],
-        "skinColor": [part["skin"]],
-        "backgroundColor": [part["background"]],
-    }
-    if part["facial_hair"]:
-        pinned["facialHairVariant"] = [part["facial_hair"]]
-        pinned["facialHairColor"] = [part["facial_hair_colour"]]
-    if part["hair_colour"]:
-        pinned["hairColor"] = [part["hair_colour"]]
-    return pinned | dict(zip(JITTER, jitter.tolist(), strict=True))
+    shapes = {name: part[name] for name in ("hair", "eyes", "mouth", "facial_hair")}
+    colours = {"hair": part["hair_colour"], "facial_hair": part["facial_hair_colour"]}
+    return shapes, colours | {name: part[name] for name in ("skin", "background")}
 
 
 def render(options: dict, size: int) -> np.ndarray:
@@ -231,35 +220,10 @@ def render(options: dict, size: int) -> np.ndarray:
     from dicebear import Avatar
 
     try:
-        svg = Avatar(_style(), options).to_string()
+        svg = Avatar(portraits.style(), options).to_string()
     except Exception as error:
         raise ValueError(f"options = {options}: the style refuses them ({error}).") from error
-    return _rasterise(svg, size)
-
-
-def _rasterise(svg: str, size: int) -> np.ndarray:
-    import resvg_py
-    from PIL import Image
-
-    cropped = svg.replace('viewBox="0 0 64 64"', f'viewBox="{CROP}"', 1)
-    png = resvg_py.svg_to_bytes(
-        svg_string=cropped, width=size, height=size, background="#ffffff", skip_system_fonts=True
-    )
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-@lru_cache(maxsize=1)
-def definition() -> dict:
-    """The art of the style with its `meta` block, as shipped in the package `dicebear-styles`."""
-    art = importlib.resources.files("dicebear_styles") / "personas.json"
-    return json.loads(art.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=1)
-def _style():
-    from dicebear import Style
-
-    return Style(definition())
+    return portraits.rasterise(svg, size)
 
 
 def render_faces(
@@ -293,7 +257,8 @@ def _parallel(function, items, processes: int):
 
 def _render_chunk(chunk: tuple[np.ndarray, np.ndarray, int]) -> np.ndarray:
     parts, jitter, size = chunk
-    images = [render(options(p, j), size) for p, j in zip(parts, jitter, strict=True)]
+    rows = zip(parts, jitter.tolist(), strict=True)
+    images = [portraits.rasterise(portraits.svg(*_named(p), j), size) for p, j in rows]
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
@@ -334,7 +299,7 @@ def to_float(images: np.ndarray):
 def recipe() -> str:
     """Sixteen hexadecimal digits that change with anything that could change a pixel."""
     versions = [version(name) for name in ("dicebear-core", "dicebear-styles", "resvg-py")]
-    text = json.dumps([PARTS, JITTER, CROP, BLOCK, versions])
+    text = json.dumps([PARTS, JITTER, portraits.CROP, BLOCK, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -371,10 +336,10 @@ def golden(size: int | None = None) -> str:
     """The hash to compare with `GOLDEN_SVG` (no size) or with `GOLDEN_PIXELS[size]`."""
     from dicebear import Avatar
 
-    texts = [Avatar(_style(), {"seed": f"kit-{i}"}).to_string() for i in range(50)]
+    texts = [Avatar(portraits.style(), {"seed": f"kit-{i}"}).to_string() for i in range(50)]
     if size is None:
         return hashlib.sha256("".join(texts).encode()).hexdigest()
-    return digest(np.stack([_rasterise(text, size) for text in texts]))
+    return digest(np.stack([portraits.rasterise(text, size) for text in texts]))
 
 
 def attribution() -> str:
@@ -382,7 +347,7 @@ def attribution() -> str:
 
     Creator, source and licence are read from the `meta` block of the style.
     """
-    meta = definition()["meta"]
+    meta = portraits.definition()["meta"]
     creator, source, terms = meta["creator"], meta["source"], meta["license"]
     return (
         f"Faces based on {source['name']} <{source['url']}> by {creator['name']} "

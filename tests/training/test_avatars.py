@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
-from lib.training import avatars
+from lib.training import avatars, portraits
 
 REFERENCE = Path(__file__).with_name("reference_faces.npy")
 PINNED = platform.system() == "Linux" and platform.machine() == "x86_64"
@@ -67,7 +67,7 @@ def test_the_resolved_face_has_exactly_the_requested_parts():
         "backgroundColor": "background",
     }  # fmt: skip
     for parts, jitter in zip(*faces, strict=True):
-        resolved = Avatar(avatars._style(), avatars.options(parts, jitter)).to_json()["options"]
+        resolved = Avatar(portraits.style(), avatars.options(parts, jitter)).to_json()["options"]
         for index, (name, variants) in zip(parts, avatars.PARTS.items(), strict=True):
             key = next(k for k, v in keys.items() if v == name)
             value = list(variants)[index] if index >= 0 else ""
@@ -78,6 +78,32 @@ def test_the_resolved_face_has_exactly_the_requested_parts():
             elif key == "facialHairVariant":
                 assert key not in resolved
         assert [resolved[name] for name in avatars.JITTER] == pytest.approx(jitter, abs=1e-4)
+
+
+def test_a_filled_in_face_is_the_librarys_own():
+    from dicebear import Avatar
+
+    faces = avatars.draw(300)
+    for parts, jitter in zip(*faces, strict=True):
+        filled = portraits.svg(*avatars._named(parts), jitter.tolist())
+        assert filled == Avatar(portraits.style(), avatars.options(parts, jitter)).to_string()
+
+
+def test_leaving_out_the_clip_of_the_canvas_changes_no_pixel():
+    import io
+
+    import resvg_py
+    from PIL import Image
+
+    for parts, jitter in zip(*avatars.draw(40, "held-out"), strict=True):
+        text = portraits.svg(*avatars._named(parts), jitter.tolist())
+        cropped = text.replace('viewBox="0 0 64 64"', f'viewBox="{portraits.CROP}"', 1)
+        assert 'clip-path="url(#clip-' in cropped
+        png = resvg_py.svg_to_bytes(
+            svg_string=cropped, width=64, height=64, background="#ffffff", skip_system_fonts=True
+        )
+        clipped = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        assert (clipped == portraits.rasterise(text, 64)).all()
 
 
 def test_labels_that_cannot_be_seen_together_never_are():
@@ -214,7 +240,7 @@ def test_pink_hair_can_be_withheld_and_nothing_else_is(tmp_path):
 
 
 def test_attribution_and_notice_name_creator_source_licence_and_the_changes():
-    meta = avatars.definition()["meta"]
+    meta = portraits.definition()["meta"]
     notice = (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
     for text in (avatars.attribution(), notice):
         for key in ("creator", "source", "license"):
