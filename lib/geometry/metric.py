@@ -89,21 +89,22 @@ def pullback_metric(
     *,
     chunk: int | None = None,
     max_bytes: int = 2**28,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """Pullback metric g = JᵀJ of a deterministic generator, exact, by forward mode.
 
     J = ∂generate/∂t costs d forward derivatives of the batched call (no finite differences, no
     stored activations); its largest singular value is the local Lipschitz constant.
 
     Args:
-        generate: row-wise (n, d) -> (n, ...), images or features.
+        generate: row-wise (n, d) -> (n, ...), images or features, or a tuple of both.
         t: (n, d); sets dtype and device.
         chunk: rows per call; by default as many as keep the outputs and their derivatives within
             `max_bytes`. A call that runs out of memory is repeated with half the rows.
         max_bytes: see chunk.
 
     Returns:
-        (n, d, d), symmetric positive semi-definite, in the dtype of t.
+        (n, d, d), symmetric positive semi-definite, in the dtype of t; for a tuple of results the
+        tuple of their metrics, at the cost of one.
 
     Raises:
         ValueError: t is not a finite (n, d), chunk < 1, or an operation of `generate` has no
@@ -112,36 +113,58 @@ def pullback_metric(
     t = as_points(t)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk = {chunk}; expected a number of rows >= 1")
-    blocks, done = [], 0
+    blocks, done, single = [], 0, True
     rows = chunk or 1
     with torch.no_grad():
         while done < len(t):
             try:
-                jacobian = _forward_jacobian(generate, t[done : done + rows])
+                jacobians, single = _forward_jacobian(generate, t[done : done + rows])
             except torch.OutOfMemoryError:
                 if rows == 1:
                     raise
                 rows //= 2
                 continue
-            done += len(jacobian)
-            blocks.append(jacobian.mT @ jacobian)
+            done += len(jacobians[0])
+            blocks.append([jacobian.mT @ jacobian for jacobian in jacobians])
             if chunk is None and done == 1:
-                row_bytes = jacobian.numel() * jacobian.element_size() * (1 + 1 / t.shape[1])
-                rows = max(1, int(max_bytes / row_bytes))
-    return torch.cat(blocks) if blocks else t.new_zeros(0, t.shape[1], t.shape[1])
+                row_bytes = sum(j.numel() * j.element_size() for j in jacobians)
+                rows = max(1, int(max_bytes / (row_bytes * (1 + 1 / t.shape[1]))))
+    if not blocks:
+        return t.new_zeros(0, t.shape[1], t.shape[1])
+    metrics = tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return metrics[0] if single else metrics
 
 
-def _forward_jacobian(generate, t: Tensor) -> Tensor:
-    """Jacobian (n, outputs, d), one forward derivative per coordinate."""
+def _forward_jacobian(generate, t: Tensor) -> tuple[tuple[Tensor, ...], bool]:
+    """Jacobians (n, outputs, d) of each result, and whether there is just one, without a tuple."""
     basis = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    basis = basis[:, None].expand(-1, len(t), -1)
     try:
-        tangents = [torch.func.jvp(generate, (t,), (e.repeat(len(t), 1),))[1] for e in basis]
+        tangents = _tangents(generate, t, basis)
     except NotImplementedError as error:
         raise ValueError(
             f"generate has no forward-mode derivative ({str(error).splitlines()[0]}); replace the "
             "fused operation by plain ones, for a diffusion model load it differentiable"
         ) from error
-    return torch.stack([v.flatten(1) for v in tangents], -1).to(t.dtype)
+    single = isinstance(tangents, Tensor)
+    results = (tangents,) if single else tangents
+    return tuple(r.flatten(2).permute(1, 2, 0).to(t.dtype) for r in results), single
+
+
+def _tangents(generate, t: Tensor, basis: Tensor):
+    """∂generate along each of d directions (d, n, d), stacked in front: (d, n, ...), or a tuple."""
+
+    def along(v: Tensor):
+        return torch.func.jvp(generate, (t,), (v,))[1]
+
+    try:
+        return torch.func.vmap(along)(basis)  # evaluates `generate` itself once for all directions
+    except (NotImplementedError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError:  # vmap refuses some operations, such as writing in place
+        found = [along(v) for v in basis]
+        single = isinstance(found[0], Tensor)
+        return torch.stack(found) if single else tuple(map(torch.stack, zip(*found, strict=True)))
 
 
 def volume_element(g: Tensor) -> Tensor:

@@ -165,6 +165,27 @@ def test_pullback_of_the_sphere_embedding_is_the_round_metric():
         torch.testing.assert_close(pullback_metric(embed, t, **limits), sphere(t))
 
 
+def test_pullbacks_of_several_results_are_those_of_each():
+    t = draw(5)
+
+    def features(s):
+        return torch.stack([s.prod(1), s.sin().sum(1)], 1)
+
+    together = pullback_metric(lambda s: (s.exp(), features(s)), t, chunk=2)
+    torch.testing.assert_close(together[0], pullback_metric(torch.exp, t))
+    torch.testing.assert_close(together[1], pullback_metric(features, t))
+
+
+def test_pullback_of_what_cannot_be_vectorised_goes_direction_by_direction():
+    def in_place(s):
+        result = torch.zeros_like(s[:, :1])
+        result += s.square().sum(1, keepdim=True)
+        return result
+
+    t = draw(4)
+    torch.testing.assert_close(pullback_metric(in_place, t), 4 * t[:, :, None] * t[:, None])
+
+
 def test_pullback_names_an_operation_without_forward_derivative():
     def attend(t):
         x = t[:, None, None].expand(-1, 1, 4, -1)
