@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lib.diffusion import models, sampling, svd
+from lib.diffusion import models, patterns, sampling, svd
 
 SIDE = 32
 TABLE = {  # mean distance of random subspaces, by (n, k)
@@ -512,42 +512,9 @@ def test_a_prompt_pair_needs_a_model_with_text(gaussian):
         svd.latent_pair(gaussian, gaussian.noise(1, 0), "a", "b", steps=5, stop=500)
 
 
-class Mixture(models.Generator):
-    """Exact denoiser of smooth random images plus a coarse and a fine pattern of random sign."""
-
-    PROMPTS = {None: (0, 1, 2, 3), "left": (2, 3), "right": (0, 1), "up": (1, 3), "down": (0, 2)}
-
-    def __init__(self):
-        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        network = torch.nn.Linear(1, 1, dtype=torch.float64)
-        super().__init__(network, torch.cumprod(1 - betas, 0), (1, SIDE, SIDE))
-        ones, grid = torch.ones(SIDE).double(), torch.arange(SIDE).double()
-        half, alternating = 1 - 2 * (grid >= SIDE / 2).double(), 1 - 2 * (grid % 2)
-        self.coarse, self.fine = torch.outer(ones, half), torch.outer(alternating, alternating)
-        level, self.axes = torch.linalg.eigh((-((grid[:, None] - grid) ** 2) / 50).exp())
-        self.variance = 0.3**2 * torch.outer(level, level) + 0.05**2
-        signs = itertools.product((-1, 1), (-1, 1))
-        self.means = torch.stack([0.6 * a * self.coarse + 0.12 * b * self.fine for a, b in signs])
-
-    def turn(self, x):
-        return self.axes.T @ x @ self.axes
-
-    def epsilon(self, x, t, *, prompt=None, guidance=1.0, negative=""):
-        prompts = [prompt] * len(x) if prompt is None or isinstance(prompt, str) else prompt
-        allowed = torch.full((len(x), 4), -torch.inf).double()
-        for row, text in zip(allowed, prompts, strict=True):
-            row[list(self.PROMPTS[text])] = 0
-        alpha = self.alpha(t)
-        total = alpha * self.variance + 1 - alpha
-        off = self.turn(x) - alpha**0.5 * self.turn(self.means)
-        weight = (allowed - (off.square() / total).sum((-2, -1)) / 2).softmax(-1)
-        pull = (weight[..., None, None] * off / total).sum(1, keepdim=True)
-        return (1 - alpha) ** 0.5 * self.axes @ pull @ self.axes.T
-
-
 @pytest.fixture(scope="module")
 def mixture():
-    return Mixture()
+    return patterns.Patterns(SIDE)
 
 
 @pytest.fixture(scope="module")
