@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.diffusion.phases import crossings
 from lib.diffusion.slices import Evaluate, as_array, grid
 
 
@@ -77,6 +78,9 @@ def border(labels) -> np.ndarray:
     return np.logical_or.reduce([first != other for other in others])
 
 
+_CORNERS = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])  # of a cell, round it
+
+
 class Zoom(NamedTuple):
     """One magnification of a border: centre (2,), edge of the window, labels (points, points)."""
 
@@ -97,8 +101,10 @@ def zoom(
 ) -> list[Zoom]:
     """Windows that shrink by `factor` onto the border nearest to the middle of the one before.
 
-    Ends early, at the first window that holds a single label. For several borders start from
-    several centres, with a smaller first window.
+    The border is located between two grid points by section, to a fifth of the next window's
+    spacing, so a factor may be larger than the number of points. Ends early, at the first window
+    that holds a single label. For several borders start from several centres, with a smaller first
+    window.
 
     Args:
         classify: coordinates (n, 2) -> labels (n,).
@@ -107,12 +113,10 @@ def zoom(
 
     Raises:
         ValueError: a last window below points · resolution, naming the smallest useful one; a
-            factor that could lose the border; a window that is larger than the slice.
+            factor that does not shrink; a window that is larger than the slice.
     """
-    if levels > 1 and not 1 < factor <= points / 4:
-        raise ValueError(
-            f"factor = {factor}: choose one above 1 and up to points / 4 = {points / 4}"
-        )
+    if levels > 1 and not factor > 1:
+        raise ValueError(f"factor = {factor}: choose one above 1, by which each window shrinks")
     if not 0 < window <= 1:
         raise ValueError(f"window = {window}: choose an edge above 0 and up to 1, the whole slice")
     check_window(window / factor ** (levels - 1), points, resolution)
@@ -125,10 +129,15 @@ def zoom(
         labels = np.asarray(classify(grid(points, low=low, high=high))).reshape(points, points)
         found.append(Zoom(middle, edge, labels))
         cells = np.argwhere(border(labels))
-        if len(cells) == 0:
+        if len(cells) == 0 or level == levels - 1:
             break
         places = low + (cells + 0.5) / (points - 1) * (high - low)
-        middle = places[np.argmin(np.square(places - middle).sum(1))]
+        corners = cells[np.argmin(np.square(places - middle).sum(1))] + _CORNERS
+        own = labels[tuple(corners.T)]
+        start = int(np.argmax(own != np.roll(own, -1)))
+        ends = low + corners[[start, (start + 1) % 4]] / (points - 1) * (high - low)
+        spacing = edge / factor / (points - 1)
+        middle = crossings(classify, *ends[:, None], tolerance=spacing / 5).points[0].numpy()
     return found
 
 

@@ -1,0 +1,131 @@
+"""Where a label flips on a slice: at which coordinates, how sharply, and whether on a ridge."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.diffusion.slices import Evaluate, as_array
+
+Classify = Callable[[Tensor], Sequence]
+SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
+
+
+class Crossing(NamedTuple):
+    """Borders on segments: points and unit directions (b, 2) float64, lengths of brackets (b,)."""
+
+    points: Tensor
+    directions: Tensor
+    gap: Tensor
+
+
+def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Crossing:
+    """One border on each segment, by repeated section between two points of different label.
+
+    Each pass looks at seven interior points of every segment and keeps the first part whose ends
+    differ, so of several borders the one nearest to the start is followed.
+
+    Args:
+        classify: coordinates (n, 2) -> labels (n,).
+        start, end: (b, 2), of different labels.
+        tolerance: length of the last brackets in t; their middles are returned.
+
+    Raises:
+        ValueError: shapes that differ, tolerance <= 0, or a segment with one label at both ends.
+    """
+    low, high = (torch.as_tensor(x, dtype=torch.float64).clone() for x in (start, end))
+    if low.shape != high.shape or low.ndim != 2 or not tolerance > 0:
+        raise ValueError(
+            f"start {tuple(low.shape)}, end {tuple(high.shape)}, tolerance = {tolerance}; expected "
+            "two (b, 2) and a length above zero"
+        )
+    first, last = _labels(classify, torch.stack([low, high], 1)).T
+    if (first == last).any():
+        row = int(np.argmax(first == last))
+        raise ValueError(
+            f"segment {row} from {low[row].tolist()} to {high[row].tolist()} has label "
+            f"{first[row]} at both ends: no border is known to lie on it"
+        )
+    directions = (high - low) / (high - low).norm(dim=1, keepdim=True)
+    inner = torch.linspace(0, 1, SECTIONS + 1, dtype=torch.float64)[1:-1, None]
+    while (gap := (high - low).norm(dim=1)).max() > tolerance:
+        points = torch.lerp(low[:, None], high[:, None], inner)
+        own = _labels(classify, points)
+        differs = np.concatenate([own != first[:, None], np.ones((len(own), 1), bool)], 1)
+        part = torch.from_numpy(differs.argmax(1))
+        ends = torch.cat([low[:, None], points, high[:, None]], 1)
+        rows = torch.arange(len(low))
+        low, high = ends[rows, part], ends[rows, part + 1]
+    return Crossing((low + high) / 2, directions, gap)
+
+
+def _labels(classify: Classify, points: Tensor) -> np.ndarray:
+    """Labels (b, k) of points (b, k, 2)."""
+    return np.asarray(classify(points.flatten(0, 1))).reshape(points.shape[:2])
+
+
+def border_pairs(labels, weights=None, *, most: int, apart: int = 1) -> np.ndarray:
+    """Neighbours of a grid with different labels, (k, 2, 2) indices, the heaviest first.
+
+    labels: (g, h). weights: (g, h), by default all equal; a pair weighs what its heavier end does.
+    apart: least distance in grid cells between the pairs chosen. Empty where nothing flips.
+    """
+    labels = np.asarray(labels)
+    pairs = np.concatenate([_neighbours(labels.shape, axis) for axis in (0, 1)])
+    start, end = pairs[:, 0], pairs[:, 1]
+    pairs = pairs[labels[tuple(start.T)] != labels[tuple(end.T)]]
+    weight = np.ones(labels.shape) if weights is None else as_array(weights)
+    heavy = np.maximum(weight[tuple(pairs[:, 0].T)], weight[tuple(pairs[:, 1].T)])
+    chosen: list[np.ndarray] = []
+    for pair in pairs[np.argsort(-heavy, kind="stable")]:
+        if all(np.abs(pair[0] - other[0]).max() >= apart for other in chosen):
+            chosen.append(pair)
+        if len(chosen) == most:
+            break
+    return np.array(chosen, int).reshape(-1, 2, 2)
+
+
+def _neighbours(shape: tuple[int, int], axis: int) -> np.ndarray:
+    """All pairs of grid neighbours along an axis, (n, 2, 2)."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    first, second = (np.delete(index, cut, axis) for cut in (-1, 0))
+    return np.stack([first.reshape(-1, 2), second.reshape(-1, 2)], 1)
+
+
+def flips_on(mask, labels) -> tuple[float, float]:
+    """Share of label flips that lie on a mask (g, h), and the share of all pairs that do.
+
+    Pairs are grid neighbours, on the mask if either end is. labels: (g, h), or (g, h, k) for k
+    attributes, whose flips are counted together. The first number is NaN where nothing flips.
+    Raises ValueError for shapes that differ.
+    """
+    mask, labels = np.asarray(mask, bool), np.asarray(labels)
+    if mask.ndim != 2 or labels.shape[:2] != mask.shape:
+        raise ValueError(f"mask {mask.shape} and labels {labels.shape} are not on one grid")
+    labels = labels.reshape(*mask.shape, -1)
+    flips, on = [], []
+    for axis in (0, 1):
+        a, b = (_neighbours(mask.shape, axis)[:, k].T for k in (0, 1))
+        flips.append((labels[tuple(a)] != labels[tuple(b)]).sum(1))
+        on.append(mask[tuple(a)] | mask[tuple(b)])
+    flips, on = np.concatenate(flips), np.concatenate(on)
+    share = flips @ on / flips.sum() if flips.sum() else np.nan
+    return float(share), float(on.mean())
+
+
+def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.ndarray:
+    """Distance in t over which an attribute goes from 10 % to 90 % at its border, (b,).
+
+    w = 2 log 9 / |dℓ/ds| for the logistic with the slope of the log-odds ℓ at the crossing, by a
+    central difference over `step`. log_odds: coordinates (n, 2) -> (n,), or (n, b) with one column
+    for each crossing, of which its own is read.
+    """
+    half = crossing.directions * step / 2
+    ends = torch.stack([crossing.points - half, crossing.points + half])
+    values = as_array(log_odds(ends.reshape(-1, 2)))
+    if values.ndim == 2:
+        values = np.take_along_axis(values, np.tile(np.arange(len(half)), 2)[:, None], 1)[:, 0]
+    low, high = values.reshape(2, -1)
+    return 2 * np.log(9) * step / np.abs(high - low)

@@ -1,0 +1,107 @@
+"""Laws of borders: where a label flips, how sharply, and what share of flips a mask holds."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.diffusion import phases
+
+
+def beyond(t):
+    """1 to the right of the line α + 0.3 β = 0.62."""
+    return (t @ torch.tensor([1.0, 0.3], dtype=torch.float64) > 0.62).long()
+
+
+START = [[0.1, 0.2], [0.2, 0.9], [0.9, 0.5]]
+END = [[0.9, 0.4], [0.8, 0.9], [0.1, 0.5]]
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-9])
+def test_crossings_lie_on_the_border_within_their_brackets(tolerance):
+    found = phases.crossings(beyond, START, END, tolerance=tolerance)
+    assert float(found.gap.max()) <= tolerance
+    off = (found.points @ torch.tensor([1.0, 0.3], dtype=torch.float64) - 0.62).abs()
+    assert float(off.max()) <= tolerance * 1.05
+    step = torch.as_tensor(END).double() - torch.as_tensor(START).double()
+    torch.testing.assert_close(found.directions, step / step.norm(dim=1, keepdim=True))
+
+
+def test_of_several_borders_the_first_is_followed():
+    def stripes(t):
+        return (t[:, 0] * 3).floor().long()
+
+    found = phases.crossings(stripes, [[0.05, 0.5]], [[0.95, 0.5]])
+    assert float(found.points[0, 0]) == pytest.approx(1 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "start, end, options, message",
+    [
+        ([[0.1, 0.1]], [[0.2, 0.1]], {}, "label 0 at both ends"),
+        (START, END[:2], {}, "expected two"),
+        (START, END, {"tolerance": 0.0}, "above zero"),
+    ],
+)
+def test_segments_without_a_known_border_are_refused(start, end, options, message):
+    with pytest.raises(ValueError, match=message):
+        phases.crossings(beyond, start, end, **options)
+
+
+def test_the_width_of_a_logistic_is_its_own():
+    width = 0.02
+
+    def log_odds(t):
+        return (t[:, 0] - 0.4) * 2 * np.log(9) / width
+
+    found = phases.crossings(lambda t: log_odds(t) > 0, [[0.1, 0.5]], [[0.9, 0.5]])
+    assert phases.flip_width(log_odds, found, step=1e-3) == pytest.approx([width])
+    assert torch.sigmoid(
+        log_odds(torch.tensor([[0.39, 0.0], [0.41, 0.0]], dtype=torch.float64))
+    ).tolist() == (pytest.approx([0.1, 0.9]))
+
+
+def test_each_crossing_reads_its_own_column():
+    slopes = torch.tensor([10.0, 100.0], dtype=torch.float64)
+
+    def log_odds(t):
+        return (t[:, :1] - 0.4) * slopes
+
+    found = phases.crossings(lambda t: t[:, 0] > 0.4, [[0.1, 0.5]] * 2, [[0.9, 0.5]] * 2)
+    expected = 2 * np.log(9) / slopes.numpy()
+    np.testing.assert_allclose(phases.flip_width(log_odds, found, step=1e-3), expected)
+
+
+LABELS = np.array([[0, 0, 1], [0, 0, 1], [2, 0, 1]])
+
+
+def test_border_pairs_are_the_neighbours_that_differ():
+    pairs = phases.border_pairs(LABELS, most=99)
+    found = {frozenset(map(tuple, pair.tolist())) for pair in pairs}
+    assert found == {
+        frozenset({(0, 1), (0, 2)}),
+        frozenset({(1, 1), (1, 2)}),
+        frozenset({(2, 1), (2, 2)}),
+        frozenset({(1, 0), (2, 0)}),
+        frozenset({(2, 0), (2, 1)}),
+    }
+
+
+def test_the_heaviest_pairs_come_first_and_keep_their_distance():
+    labels, weights = np.zeros((6, 3)), np.zeros((6, 3))
+    labels[:, 2] = 1
+    weights[5, 2], weights[4, 2], weights[1, 2] = 9, 8, 7
+    found = phases.border_pairs(labels, weights, most=2, apart=3)
+    assert found.tolist() == [[[5, 1], [5, 2]], [[1, 1], [1, 2]]]
+    assert phases.border_pairs(np.zeros((3, 3)), most=2).shape == (0, 2, 2)
+
+
+def test_flips_on_a_mask_are_counted_by_pairs():
+    mask = np.zeros((3, 3), bool)
+    mask[:, 2] = True
+    share, pairs = phases.flips_on(mask, LABELS)
+    assert share == pytest.approx(3 / 5) and pairs == pytest.approx(5 / 12)
+    twice, _ = phases.flips_on(mask, np.stack([LABELS, LABELS == 2], -1))
+    assert twice == pytest.approx(3 / 7)
+    assert np.isnan(phases.flips_on(mask, np.zeros((3, 3)))[0])
+    with pytest.raises(ValueError, match="one grid"):
+        phases.flips_on(mask, LABELS[:2])
