@@ -17,7 +17,8 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard clean
+.PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard \
+	clean models
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
@@ -72,6 +73,7 @@ student: ready ## copies of the notebooks without solutions and outputs, in buil
 	$(PIPELINE) student
 
 rehearse: ready ## the paper profile on generated full-size folders, two images, two steps
+	"$(PYTHON)" -m lib.diffusion.rehearsal
 	$(PIPELINE) rehearse
 
 bench: ready ## every speed claim against its baseline, in one run
@@ -87,8 +89,5 @@ clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ a
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi
 	rm -rf cache .pytest_cache .ruff_cache .hypothesis
 
-ifneq ($(wildcard lib/training/train.py),)
-.PHONY: models
-models: ready ## train the embedded models
-	"$(PYTHON)" -m lib.training.train
-endif
+models: ready ## train the embedded models; FROM=models starts from the shipped weights
+	"$(PYTHON)" -m lib.training.train $(if $(FROM),--from "$(FROM)")

@@ -1,6 +1,13 @@
-"""Folders of random weights at the published sizes, to rehearse the paper profile offline."""
+"""Folders of random weights at the published sizes, to rehearse the paper profile offline.
+
+`python -m lib.diffusion.rehearsal [KIND ...]` writes them below cache/rehearsal/, loads each,
+samples and inverts two images in two steps.
+"""
 
 import json
+import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
@@ -9,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.diffusion import folders
+from lib.diffusion import folders, models, sampling
 
+FOLDER = folders.ROOT / "cache" / "rehearsal"
+MEMORY = 16  # GiB, for the largest of them in float32 beside a notebook
 LETTER_PAIRS = [
     (a, b + end) for end in ("</w>", "") for a in ascii_lowercase for b in ascii_lowercase
 ]
@@ -196,3 +205,38 @@ def _vocabulary() -> list[str]:
     pairs = ["".join(pair) for pair in LETTER_PAIRS]
     ends = [f"{letter}</w>" for letter in letters]
     return [*letters, *ends, *pairs, "<|startoftext|>", "<|endoftext|>"]
+
+
+def obstacle() -> str:
+    """Why this machine cannot hold the published sizes, "" when it can."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if torch.cuda.is_available() or memory >= MEMORY:
+        return ""
+    return f"no GPU and {memory:.0f} GiB of memory, {MEMORY} are needed"
+
+
+def rehearse(kind: str, folder: Path, *, tiny: bool = False) -> str:
+    """Write `folder`/`kind` unless it is there, load it, sample and invert; say what came out."""
+    if not (folder / kind).exists():
+        write_random(kind, folder / kind, tiny=tiny, half=True)
+    begin = time.perf_counter()
+    generator = models.load(folder / kind)
+    text = {} if generator.text_encoder is None else {"prompt": "a face", "guidance": 2.0}
+    images = sampling.ddim(generator, generator.noise(2, 0), steps=2, **text).clamp(-1, 1)
+    latents = sampling.invert(generator, images, steps=2, **text)
+    if not bool(latents.isfinite().all()):
+        raise ValueError(f"{kind}: sampling or inversion gave values that are not finite")
+    seconds = time.perf_counter() - begin
+    shapes = f"images {tuple(images.shape)}, latents {tuple(latents.shape)}"
+    return f"{kind}: {shapes}, {seconds:.0f} s on {generator.device.type}"
+
+
+def main(kinds: list[str]) -> None:
+    """Rehearse the named kinds, or all of them."""
+    for kind in kinds or PUBLISHED:
+        reason = obstacle()
+        print(f"{kind}: skipped ({reason})" if reason else rehearse(kind, FOLDER), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

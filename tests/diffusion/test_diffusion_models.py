@@ -98,6 +98,22 @@ def test_random_folders_refuse_unknown_kinds_and_existing_targets(tmp_path, kind
         rehearsal.write_random(kind, target, tiny=True)
 
 
+@pytest.mark.parametrize("kind", ["learned-sigma-256", "sd-2.1-base"])
+def test_a_rehearsal_writes_loads_samples_and_inverts(tmp_path, kind):
+    said = rehearsal.rehearse(kind, tmp_path, tiny=True)
+    assert said.startswith(f"{kind}: images (2, 3, 16, 16), latents (2, ")
+    written = (tmp_path / kind / "unet" / "config.json").stat().st_mtime_ns
+    rehearsal.rehearse(kind, tmp_path, tiny=True)
+    assert (tmp_path / kind / "unet" / "config.json").stat().st_mtime_ns == written
+
+
+def test_a_machine_too_small_for_a_rehearsal_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(rehearsal, "MEMORY", 10**6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rehearsal.main(["sd-1.5"])
+    assert "sd-1.5: skipped (no GPU and" in capsys.readouterr().out
+
+
 def test_noise_of_a_sample_depends_on_seed_and_index_alone(tiny):
     generator = load(tiny, "celebahq-256")
     many = generator.noise(5, 11)

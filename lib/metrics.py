@@ -1,0 +1,140 @@
+"""The published scores (CLIP score, LPIPS, FID), for readers who hold the published weights.
+
+Nothing here is downloaded and nothing in the smoke, quick or full profile uses it. `clip_score`
+needs transformers alone; `lpips` and `fid` need the optional extra `metrics`, whose torchvision
+must be the same build (CPU or CUDA) as torch. Images are float32 in [-1, 1], shape (n, 3, h, w).
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+BACKBONES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+EXTRA = "install it with `pip install -e .[metrics]`, torchvision in the same build as torch"
+
+
+def clip_score(images: Tensor, texts: str | list[str], *, model: str | Path) -> Tensor:
+    """100 cos(image, text) per image, (n,), by a published CLIP in the folder `model`.
+
+    A transformers folder of a `CLIPModel` with its tokenizer, for instance clip-vit-large-patch14.
+    One text for all images, or one for each.
+
+    Raises:
+        ValueError: for a folder that is no CLIP, other counts, or images outside [-1, 1].
+    """
+    images = _checked(images, "images")
+    texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
+    if len(texts) != len(images):
+        raise ValueError(f"{len(texts)} texts for {len(images)} images: give one, or one for each")
+    network, tokenizer = _clip(str(model))
+    pixels = clip_pixels(images, network.config.vision_config.image_size)
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        seen = network.to(images.device).get_image_features(pixel_values=pixels).pooler_output
+        said = network.get_text_features(**tokens.to(images.device)).pooler_output
+    return 100 * F.cosine_similarity(seen, said)
+
+
+def clip_pixels(images: Tensor, size: int) -> Tensor:
+    """CLIP's own preprocessing of square images: bicubic to `size`, then its mean and deviation."""
+    mean, deviation = (
+        torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, DEVIATION)
+    )
+    unit = F.interpolate(images / 2 + 0.5, size=(size, size), mode="bicubic", antialias=True)
+    return (unit.clamp(0, 1) - mean) / deviation
+
+
+def lpips(a: Tensor, b: Tensor, *, net: str = "alex") -> Tensor:
+    """LPIPS of image pairs, (n,), with the backbone "alex", "vgg" or "squeeze" of torchvision.
+
+    Raises:
+        ValueError: without the extra, without the backbone's weights in torch's hub cache, for an
+            unknown backbone, unequal shapes, or images outside [-1, 1].
+    """
+    a, b = _checked(a, "a"), _checked(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}, not one")
+    if net not in BACKBONES:
+        raise ValueError(f"net = {net!r}, expected one of {sorted(BACKBONES)}")
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
+    if not weights.is_file():
+        raise ValueError(f"no weights of {net!r}: place {weights.name} in {weights.parent}")
+    metric = _torchmetrics("lpip").LearnedPerceptualImagePatchSimilarity(net_type=net).to(a.device)
+    with torch.no_grad():
+        return torch.stack([metric(x[None], y[None]) for x, y in zip(a, b, strict=True)])
+
+
+def fid(a: Tensor, b: Tensor, *, weights: str | Path) -> float:
+    """Fréchet inception distance of two sets of images, 2048 features, without unit.
+
+    weights: the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
+
+    Raises:
+        ValueError: without the extra or the file, for fewer than two images in a set, or images
+            outside [-1, 1].
+    """
+    a, b = _checked(a, "a"), _checked(b, "b")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a and b hold {len(a)} and {len(b)} images, expected at least 2 of each")
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"weights = {str(weights)!r} is no file: give that of the inception network"
+        )
+    metric = (
+        _torchmetrics("fid")
+        .FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(weights))
+        .to(a.device)
+    )
+    for images, real in ((a, True), (b, False)):
+        for part in images.split(64):
+            metric.update(part / 2 + 0.5, real=real)
+    return float(metric.compute())
+
+
+def _torchmetrics(module: str):
+    """A module of torchmetrics.image, or the reason why it cannot be used."""
+    import importlib
+
+    try:
+        found = importlib.import_module(f"torchmetrics.image.{module}")
+        importlib.import_module("torchvision")
+    except ImportError as error:
+        raise ValueError(f"the extra `metrics` is not installed ({error}): {EXTRA}") from error
+    except RuntimeError as error:  # torchvision's operators were built for another torch
+        raise ValueError(f"torchvision does not fit torch ({error}): {EXTRA}") from error
+    return found
+
+
+@lru_cache(maxsize=1)
+def _clip(folder: str):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    try:
+        network = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"model = {folder!r} cannot be read as a CLIP ({error}); give a transformers folder "
+            "with safetensors and tokenizer"
+        ) from error
+    return network.requires_grad_(False).eval(), tokenizer
+
+
+def _checked(images: Tensor, name: str) -> Tensor:
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"{name}: {images.dtype} of shape {tuple(images.shape)}, expected float32 (n, 3, h, w)"
+        )
+    if not bool(images.isfinite().all()) or float(images.abs().max()) > 1.001:
+        raise ValueError(f"{name} leaves [-1, 1] or is not finite: clamp it")
+    return images.float().clamp(-1, 1)
