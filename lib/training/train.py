@@ -103,6 +103,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     losses: list = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def _prepare(task: Task, folder: Path, steps: int, start: Path | None) -> _Run:
@@ -145,7 +146,8 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
     count, fetch = task.data()
     share = _Share(count, task.batch, task.seed, run.accelerator)
     run.network.train()
-    saved, whole = time.monotonic(), True
+    saved = begun = time.monotonic()
+    before, whole = run.seconds, True
     bar = tqdm(
         total=run.settings["steps"], initial=run.step, desc=task.name, unit="step",
         disable=not run.accelerator.is_main_process,
@@ -158,6 +160,7 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
             _step(task, run, batch, rng)
             whole = True
             bar.update()
+            run.seconds = before + time.monotonic() - begun
             if time.monotonic() - saved > every:
                 _checkpoint(run)
                 saved = time.monotonic()
@@ -242,6 +245,7 @@ def _checkpoint(run: _Run) -> None:
         "settings": run.settings,
         "step": run.step,
         "losses": run.losses,
+        "seconds": run.seconds,
         "network": run.accelerator.unwrap_model(run.network).state_dict(),
         "average": run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -275,12 +279,14 @@ def _resume(run: _Run) -> None:
     if run.accelerator.scaler and state["scaler"]:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     run.step, run.losses = state["step"], state["losses"]
+    run.seconds = state.get("seconds", 0.0)
 
 
 def _finish(task: Task, run: _Run, models: Path) -> dict:
     """Measure the averaged network, save it to `models`/NAME in one move, draw its samples."""
-    recent = run.losses[-100:]
-    metrics = {"training": run.settings | {"final_loss": sum(recent) / len(recent)}}
+    curve = [round(part.mean().item(), 6) for part in torch.tensor(run.losses).chunk(100)]
+    metrics = {"training": run.settings | {"final_loss": curve[-1], "loss_curve": curve}}
+    metrics["cost"] = {"minutes": round(run.seconds / 60, 1), "hardware": _hardware(run)}
     average = run.average.to("cpu", memory_format=torch.contiguous_format)
     metrics |= task.evaluate(average)
     if task.samples is not None:
@@ -302,6 +308,12 @@ def _finish(task: Task, run: _Run, models: Path) -> dict:
     os.replace(temporary, models / task.name)
     shutil.rmtree(old, ignore_errors=True)
     return metrics
+
+
+def _hardware(run: _Run) -> str:
+    if run.accelerator.device.type == "cuda":
+        return f"{run.accelerator.num_processes} x {torch.cuda.get_device_name()}"
+    return f"{torch.get_num_threads()} CPU thread(s)"
 
 
 def _draw_losses(folder: Path, losses: list[float], name: str) -> None:
@@ -345,7 +357,7 @@ license: mit
 {purpose} Weights in half precision, safetensors.
 
 Training: `python -m lib.training.train {name}`, {training["steps"]} steps of {training["batch"]}
-faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}).
+faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
 
 Measured on held-out label sets (`metrics.json`):
 
@@ -353,6 +365,11 @@ Measured on held-out label sets (`metrics.json`):
 {avatars.attribution()}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _cost(metrics: dict) -> str:
+    cost = metrics.get("cost")
+    return f"; {cost['minutes']} minutes on {cost['hardware']}" if cost else ""
 
 
 def _table(metrics: dict) -> str:

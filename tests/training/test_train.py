@@ -53,15 +53,21 @@ def line(**changes):
 
 
 def run(folder, task=None, **options):
-    return train(
+    metrics = train(
         task or line(), build=folder / "build", models=folder / "models",
         checkpoint_every=1e9, **options,
     )  # fmt: skip
+    cost = metrics.pop("cost", None)
+    assert cost is None or (cost["minutes"] >= 0 and "thread" in cost["hardware"])
+    return metrics
 
 
 def state(folder, kind="checkpoint.pt"):
+    """A saved state, without the time it took."""
     path = folder / "build" / "line" / kind
-    return torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True)
+    saved.pop("seconds", None)
+    return saved
 
 
 def flat(state):
@@ -229,7 +235,8 @@ def test_losses_samples_and_metrics_are_left_and_nothing_half_written(tmp_path):
         "checkpoint.pt", "loss.json", "loss.png", "samples.png",
     }  # fmt: skip
     assert [p.name for p in models.iterdir()] == ["line"]
-    assert json.loads((models / "line" / "metrics.json").read_text()) == metrics
+    written = json.loads((models / "line" / "metrics.json").read_text())
+    assert written.pop("cost") and written == metrics
     assert json.loads((build / "loss.json").read_text()) == pytest.approx(
         state(tmp_path)["losses"], abs=1e-6
     )
