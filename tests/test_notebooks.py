@@ -9,10 +9,11 @@ import nbformat
 import pytest
 from PIL import Image
 
-from lib.kit import pipeline, results
+from lib.kit import pipeline, results, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODELS = sorted(folder.name for folder in (ROOT / "models").iterdir() if folder.is_dir())
 FIGURES = sorted((ROOT / "figures").rglob("*.png"))
 HEADER = ("goals", "prerequisites", "time", "memory", "figures", "paper")
 MACHINE = re.compile(r"/home/|/Users/|/root/|/tmp/|/work/|C:\\\\|\.local/share")
@@ -88,6 +89,17 @@ def test_three_exercises_have_solutions(path):
     cells = read(path).cells
     assert sum("solution" in tags(cell) for cell in cells) >= 3
     assert any(re.search(r"^#+ .*exercise", cell.source, re.I | re.M) for cell in cells)
+
+
+@each_notebook
+def test_the_weights_it_uses_are_named_for_the_make_graph(path):
+    cells = [cell.source for cell in code_cells(path)]
+    used = {name for name in MODELS if any(f'"{name}"' in cell for cell in cells)}
+    if "lib.judge" in stamps._lib_closure(cells):
+        used |= {"judge-a", "judge-b", "clip"}
+    named = set(read(path).metadata.get("kit", {}).get("weights", []))
+    assert used <= named, "add to the metadata kit.weights, or new weights leave old figures"
+    assert named <= set(MODELS)
 
 
 @each_notebook

@@ -196,9 +196,16 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def _notes(seconds: float) -> dict[str, object]:
     """Time, host and commit of a run: for build/ only."""
+    return {"seconds": round(seconds, 1), "host": platform.node(), "commit": _commit()}
+
+
+def _commit() -> str:
+    """Commit of the checkout, "" outside a repository or on a machine without git."""
     command = ["git", "-C", str(session.root()), "rev-parse", "--verify", "--quiet", "HEAD"]
-    git = subprocess.run(command, capture_output=True, text=True)
-    return {"seconds": round(seconds, 1), "host": platform.node(), "commit": git.stdout.strip()}
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def stale(profile: str) -> int:

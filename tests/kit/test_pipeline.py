@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import PARAMETERS, write_notebook
 
-from lib.kit import pipeline, session, stamps
+from lib.kit import pipeline, results, session, stamps
 
 WRITE = """
 import os
@@ -96,6 +96,11 @@ def test_host_and_time_are_in_the_stamp_only(in_finished):
     stamp = json.loads(stamps.stamp_file("01_ising", "quick").read_text())
     assert set(stamp["run"]) == {"seconds", "host", "commit"}
     assert set(stamp["outputs"]) == {f"{FIGURES}/map.png", f"{FIGURES}/facts.txt"}
+
+
+def test_a_machine_without_git_stamps_its_runs_too(root, monkeypatch):
+    monkeypatch.setenv("PATH", str(root))
+    assert pipeline._notes(1.23)["commit"] == ""
 
 
 def test_refreshed_notebooks_carry_outputs_and_nothing_of_the_machinery(in_finished):
@@ -279,6 +284,14 @@ def test_a_killed_run_counts_as_nothing_and_resumes_from_the_cache(root, tmp_pat
     assert calls.read_text().split()[::2] == list("0123" + "345")
 
 
+OTHER_TARGETS = {
+    "help": "make TARGET",
+    "scorecard": f"{len(results.CLAIMS)} claims",
+    "student": "build/student/01_ising.ipynb",
+    "clean": "",
+}
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_fails_when_a_notebook_fails_also_in_a_folder_with_spaces(root):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
@@ -293,6 +306,12 @@ def test_make_fails_when_a_notebook_fails_also_in_a_folder_with_spaces(root):
     assert done.returncode != 0
     assert "build/failed/01_ising.quick.ipynb" in done.stdout
     assert not (root / ".venv").exists()
+    for target, said in OTHER_TARGETS.items():
+        done = subprocess.run(
+            ["make", target], cwd=root, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and said in done.stdout, (target, done.stdout + done.stderr)
+    assert not list((root / "build").iterdir()) and list((root / "notebooks").iterdir())
 
 
 def test_parameters_are_read_from_assignments_with_and_without_types(root):
