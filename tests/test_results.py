@@ -1,9 +1,11 @@
 """The numbers contract: results agree with tests/expected/NOTEBOOK.PROFILE.json.
 
 An entry is {"value": v} with "rtol", "atol" or "sigmas" (of the row's error), or {"below": b},
-{"above": a}; `smoke` results are those that the pipeline has just left in build/.
+{"above": a}, each also with "verdict"; `smoke` results are those that the pipeline has just left in
+build/. `python tests/expected/draft.py` drafts the rules of results that lie in figures/.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import pytest
 from lib.kit import results, scorecard
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("draft", ROOT / "tests" / "expected" / "draft.py")
+draft = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(draft)
 EXPECTED = sorted((ROOT / "tests" / "expected").glob("*.json"))
 CASES = [
     (path.stem, claim, rule)
@@ -28,7 +33,11 @@ def rows(case):
 
 def agrees(row, rule):
     """Whether a row's measured value obeys a rule; an unknown rule is an error."""
-    measured, kinds = row["measured"], set(rule) - {"value"}
+    if rule.get("verdict", row.get("verdict")) != row.get("verdict"):
+        return False
+    measured, kinds = row["measured"], set(rule) - {"value", "verdict"}
+    if set(rule) == {"verdict"}:
+        return True
     bounds = {"below": lambda b: measured < b, "above": lambda b: measured > b}
     if kinds and kinds <= set(bounds):
         return all(bounds[kind](rule[kind]) for kind in kinds)
@@ -44,7 +53,8 @@ def test_measured_numbers_are_the_expected_ones(case, claim, rule):
     if case.endswith(".smoke") and not found:
         pytest.skip("no smoke results: `make test` runs the pipeline first")
     assert claim in results.CLAIMS
-    assert agrees(found[claim], rule), f"{found[claim]['measured']} against {rule}"
+    row = found[claim]
+    assert agrees(row, rule), f"{row['measured']} ({row['verdict']}) against {rule}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
@@ -66,10 +76,22 @@ def test_every_notebook_has_expected_numbers_for_what_is_committed(path):
         (1.25, 0.1, {"value": 1, "sigmas": 2}, False),
         (0.3, 0, {"below": 0.2}, False),
         (0.3, 0, {"above": 0.2, "below": 0.4}, True),
+        (0.3, 0, {"above": 0.2, "verdict": "partly"}, True),
+        (0.3, 0, {"above": 0.2, "verdict": "reproduced"}, False),
+        (None, None, {"verdict": "partly"}, True),
     ],
 )
 def test_a_rule_tells_right_from_wrong(measured, error, rule, verdict):
-    assert agrees({"measured": measured, "error": error}, rule) is verdict
+    row = {"measured": measured, "error": error, "verdict": "partly"}
+    assert agrees(row, rule) is verdict
+
+
+def test_a_draft_of_the_rules_holds_for_the_results_it_was_made_from():
+    for error, measured in ((0.1, 1.2), (0, 1.2), (0, 0.0), (None, None)):
+        row = {"measured": measured, "error": error, "verdict": "partly"}
+        assert agrees(row, draft.rule(row)) and not agrees(row | {"verdict": "x"}, draft.rule(row))
+        if measured is not None:
+            assert not agrees(row | {"measured": measured + 0.5}, draft.rule(row))
 
 
 @pytest.mark.parametrize("rule", [{"value": 1}, {"value": 1, "sigma": 2}, {"bellow": 1}])
