@@ -63,6 +63,28 @@ def sample(alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0) -> ND
     return occupied
 
 
+def hidden_counts(
+    alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0
+) -> NDArray[np.int64]:
+    """Exponents (u, v) of the two rows of the module's head, for the same draws as `sample`.
+
+    In θ = (logit alpha, logit beta) the two rows together are an exponential family at every N,
+
+        p(tau, xi | θ) = exp(-u θ_1 - v θ_2 - log Z_N(θ)),
+
+    with sufficient statistics -(u, v) and log Z_N = `log_partition`. The chain tau alone is none:
+    the second row, and with it half of the information, is hidden.
+
+    Args and errors as of `sample`. Returns integers >= 0, shape (n, 2).
+    """
+    alpha, beta = _rates(alpha, beta, batch=True)
+    size = _size(size, least=1)
+    counts = np.empty((alpha.size, 2), np.int64)
+    keys = _keys(seed, alpha.size)
+    _hidden(keys, _log_odds(alpha), _log_odds(beta), _log_paths(size), counts)
+    return counts
+
+
 def simulate(
     alpha: ArrayLike, beta: ArrayLike, size: int, sweeps: int, *, seed: int = 0
 ) -> NDArray[np.uint8]:
@@ -348,14 +370,28 @@ def _from_below(key, time, height):
     return _uniform(key, time) * (2.0 * time * (height + 1.0)) < came_up
 
 
+@njit(cache=True)
+def _ends(key, log_a, log_b, log_paths):
+    """End height q of one path and the exponent u, from two numbers of its own."""
+    weights, _ = _end_weights(log_a, log_b, log_paths)
+    q = _index(weights, _uniform(key, 0))
+    return q, _entry_share(log_a, log_b, q, _uniform(key, 2 * log_paths.size))
+
+
+@njit(cache=True, parallel=True)
+def _hidden(keys, log_a, log_b, log_paths, counts):
+    """Fill in (u, v = q - u) per row."""
+    for i in prange(keys.size):
+        q, u = _ends(keys[i], log_a[i], log_b[i], log_paths)
+        counts[i, 0], counts[i, 1] = u, q - u
+
+
 @njit(cache=True, parallel=True)
 def _sample(keys, log_a, log_b, log_paths, occupied):
     """Fill in one exact configuration per row, each path drawn backwards in time."""
     size = occupied.shape[1]
     for i in prange(keys.size):
-        weights, _ = _end_weights(log_a[i], log_b[i], log_paths)
-        q = _index(weights, _uniform(keys[i], 0))
-        lowest = _entry_share(log_a[i], log_b[i], q, _uniform(keys[i], 2 * size + 2))
+        q, lowest = _ends(keys[i], log_a[i], log_b[i], log_paths)
         height = 2 * q + 1
         for site in range(size - 1, -1, -1):
             height += 1 - 2 * _from_below(keys[i], 2 * site + 3, height)

@@ -299,6 +299,43 @@ def test_draws_of_one_pair_are_independent():
     assert abs((tau * other).sum()) < 4.5 * 0.25 * np.sqrt(tau.size)
 
 
+@pytest.mark.parametrize("rates", [(0.3, 0.4), (0.8, 0.9), (0.1, 0.05)])
+def test_the_hidden_row_belongs_to_the_sample(rates):
+    size, draws = 3, 40_000
+    odds = (1 - np.array(rates)) / rates
+    rows = configurations(size)
+    paths = np.pad(np.cumsum(rows[:, None] - rows[None], axis=2), ((0, 0), (0, 0), (1, 0)))
+    u = -paths.min(2)
+    v = paths[:, :, -1] + u
+    weight = odds[0] ** u * odds[1] ** v
+    expected = np.zeros((2**size, size + 1, size + 1))
+    np.add.at(expected, (np.arange(2**size)[:, None], u, v), weight / weight.sum())
+    tau = codes(tasep.sample(*np.repeat([rates], draws, 0).T, size, seed=5))
+    counts = tasep.hidden_counts(*np.repeat([rates], draws, 0).T, size, seed=5)
+    observed = np.zeros_like(expected)
+    np.add.at(observed, (tau, *counts.T), 1)
+    assert not observed[expected == 0].any()
+    common = expected * draws > 5
+    merged = [np.append(part[common], part[~common].sum()) for part in (observed, expected * draws)]
+    assert chisquare(*(part[merged[1] > 0] for part in merged)).pvalue > 1e-4
+
+
+def test_the_two_rows_are_an_exponential_family_whose_log_z_is_exact():
+    size, draws, step = 100, 40_000, 1e-3
+    theta = np.array([-1.0, 0.5])
+
+    def log_z(shift):
+        return tasep.log_partition(*(1 / (1 + np.exp(-theta - shift))), size)
+
+    steps = step * np.eye(2)
+    slope = [(log_z(h) - log_z(-h)) / (2 * step) for h in steps]
+    bend = [(log_z(h) - 2 * log_z(0 * h) + log_z(-h)) / step**2 for h in steps]
+    rates = np.repeat([1 / (1 + np.exp(-theta))], draws, 0)
+    f = -tasep.hidden_counts(*rates.T, size, seed=2)
+    assert np.abs((f.mean(0) - slope) / (f.std(0) / np.sqrt(draws))).max() < 4
+    np.testing.assert_allclose(f.var(0), bend, rtol=0.05)
+
+
 def test_scalars_and_grids_keep_their_shape():
     assert tasep.sample(0.3, 0.4, 5).shape == (1, 5)
     assert tasep.sample(0.3, [0.4, 0.5], 5).shape == (2, 5)
