@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.diffusion.atoms import aligned_atom, as_latents, decompose, grassmann_distance
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import ddim, invert, predicted, time_grid
+from lib.diffusion.sampling import ddim, invert, time_grid
 
 
 def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options) -> Tensor:
@@ -130,10 +130,3 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int 
     d = np.asarray(differences, float)
     signs = np.random.default_rng(seed).choice((-1, 1), (draws, len(d)))
     return float((1 + ((signs * d).mean(1) >= d.mean() - 1e-12).sum()) / (draws + 1))
-
-
-def clean_estimate(generator: Generator, latents: Tensor, t: int) -> Tensor:
-    """P(x, ε_θ), what the model would paint from latents at training time t, (n, c, h, w)."""
-    with torch.no_grad():
-        eps = torch.cat([generator.epsilon(part, t) for part in latents.split(16)])
-    return generator.decode(predicted(latents, eps, generator.alpha(t)))

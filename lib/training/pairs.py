@@ -14,6 +14,7 @@ from lib.training.avatars import PARTS
 
 COLOURED = ("long", "extraLong", "bobCut", "curly", "fade", "mohawk", "curlyHighTop")
 BARE = ("",)
+WITHHELD = ("e16381",)  # pink hair, which no diffusion model of the kit has seen
 
 
 class Attribute(NamedTuple):
@@ -86,5 +87,5 @@ def _faces(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pick(rng: np.random.Generator, variants: dict) -> int:
-    weights = np.array([weight for weight, _ in variants.values()], float)
+    weights = np.array([w * (name not in WITHHELD) for name, (w, _) in variants.items()], float)
     return int(rng.choice(len(weights), p=weights / weights.sum()))

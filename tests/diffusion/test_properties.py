@@ -99,10 +99,3 @@ def test_the_sign_flip_p_is_that_of_all_sign_patterns():
     exact = np.mean([m >= d.mean() - 1e-12 for m in means])
     assert abs(properties.sign_flip_p(d) - exact) < 0.02
     assert properties.sign_flip_p(np.ones(20)) < 0.001 and properties.sign_flip_p(-d) > 0.5
-
-
-def test_the_clean_estimate_at_low_noise_is_the_image(model):
-    noise = model.noise(3, 5)
-    x = sampling.ddim(model, noise, steps=40, stop=0)
-    estimate = properties.clean_estimate(model, x, 0)
-    assert (estimate - sampling.ddim(model, noise, steps=40)).abs().max() < 1e-6
