@@ -65,7 +65,7 @@ test: lint ## lint, all notebooks in profile smoke, pytest with nbval
 	KIT_PROFILE=smoke TQDM_DISABLE=1 "$(PYTHON)" -m pytest \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=180 tests notebooks
 
-refresh: ready ## write the outputs of the quick profile into notebooks/, the scorecard into README.md
+refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
 	$(PIPELINE) refresh
 	$(PIPELINE) scorecard --readme
 

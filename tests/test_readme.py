@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lib.kit import readme
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAP = README.partition("## Figure map")[2].partition("\n## ")[0]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -33,16 +34,9 @@ def test_every_command_is_a_target():
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_figure_map_has_every_notebook_with_its_command_and_every_figure(path):
-    (row,) = [line for line in MAP.splitlines() if f"](notebooks/{path.name})" in line]
-    assert f"`make {path.stem}`" in row
-    missing = [
-        png.name
-        for png in (ROOT / "figures" / path.stem).glob("*.png")
-        if f"(figures/{path.stem}/{png.name})" not in row
-    ]
-    assert not missing, f"the figure map does not name {missing}"
+@pytest.mark.parametrize("name", readme.blocks())
+def test_the_figure_map_and_the_scorecard_are_those_of_this_checkout(name):
+    assert readme.blocks()[name] in README, "run: make refresh"
 
 
 def test_the_faces_are_attributed():

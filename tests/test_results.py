@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.kit import results, scorecard
+from lib.kit import results
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("draft", ROOT / "tests" / "expected" / "draft.py")
@@ -98,8 +98,3 @@ def test_a_draft_of_the_rules_holds_for_the_results_it_was_made_from():
 def test_a_misspelt_rule_is_an_error(rule):
     with pytest.raises((KeyError, ValueError)):
         agrees({"measured": 1.0, "error": 0.1}, rule)
-
-
-@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README.md yet")
-def test_the_readme_shows_the_scorecard_of_the_committed_results():
-    assert scorecard.markdown() in (ROOT / "README.md").read_text(), "run: make refresh"

@@ -309,11 +309,12 @@ def rehearse(names: list[str]) -> int:
 
 
 def show_scorecard(readme: bool) -> int:
-    """Print the scorecard, or write it into README.md."""
+    """Print the scorecard, or write it and the figure map into README.md."""
+    from lib.kit import readme as page
     from lib.kit import scorecard
 
     if readme:
-        scorecard.write_readme()
+        page.write()
     else:
         print(scorecard.terminal())
     return 0
@@ -350,7 +351,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--set", action="append", type=_setting, default=[], dest="settings")
             sub.add_argument("--force", action="store_true", help="run also what is up to date")
         if command == "scorecard":
-            sub.add_argument("--readme", action="store_true", help="write it into README.md")
+            sub.add_argument(
+                "--readme", action="store_true", help="write it, and the figure map, into README.md"
+            )
     return parser
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from lib.kit import results, session
 from lib.kit.claims import CLAIMS
 
-BEGIN, END = "<!-- scorecard -->", "<!-- /scorecard -->"
 HEAD = ("claim", "reported", "measured ± error (n)", "trivial", "verdict")
 WIDEST = 34  # characters of a cell in the terminal
 
@@ -71,18 +70,3 @@ def markdown() -> str:
     head = "| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD)
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines(found))
     return f"{head}\n{body}\n\n{summary(found)}"
-
-
-def write_readme() -> None:
-    """Put the scorecard between its two markers in README.md.
-
-    Raises:
-        ValueError: when README.md does not hold both markers, in order.
-    """
-    path = session.root() / "README.md"
-    text = path.read_text() if path.is_file() else ""
-    before, opened, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not opened or not closed:
-        raise ValueError(f"README.md needs a line {BEGIN} and, below it, a line {END}")
-    session.write_atomically(path, f"{before}{BEGIN}\n{markdown()}\n{END}{after}")
