@@ -94,11 +94,19 @@ def _neighbours(shape: tuple[int, int], axis: int) -> np.ndarray:
     return np.stack([first.reshape(-1, 2), second.reshape(-1, 2)], 1)
 
 
-def flips_on(mask, labels) -> tuple[float, float]:
-    """Share of label flips that lie on a mask (g, h), and the share of all pairs that do.
+class Flips(NamedTuple):
+    """Share of label flips on a mask, the share of all pairs that is, and the count of flips."""
+
+    share: float
+    by_chance: float
+    count: int
+
+
+def flips_on(mask, labels) -> Flips:
+    """How many label flips between grid neighbours lie on a mask (g, h), such as its ridges.
 
     Pairs are grid neighbours, on the mask if either end is. labels: (g, h), or (g, h, k) for k
-    attributes, whose flips are counted together. The first number is NaN where nothing flips.
+    attributes, whose flips are counted together. The share is NaN where nothing flips.
     Raises ValueError for shapes that differ.
     """
     mask, labels = np.asarray(mask, bool), np.asarray(labels)
@@ -112,7 +120,7 @@ def flips_on(mask, labels) -> tuple[float, float]:
         on.append(mask[tuple(a)] | mask[tuple(b)])
     flips, on = np.concatenate(flips), np.concatenate(on)
     share = flips @ on / flips.sum() if flips.sum() else np.nan
-    return float(share), float(on.mean())
+    return Flips(float(share), float(on.mean()), int(flips.sum()))
 
 
 def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.ndarray:

@@ -98,10 +98,10 @@ def test_the_heaviest_pairs_come_first_and_keep_their_distance():
 def test_flips_on_a_mask_are_counted_by_pairs():
     mask = np.zeros((3, 3), bool)
     mask[:, 2] = True
-    share, pairs = phases.flips_on(mask, LABELS)
-    assert share == pytest.approx(3 / 5) and pairs == pytest.approx(5 / 12)
-    twice, _ = phases.flips_on(mask, np.stack([LABELS, LABELS == 2], -1))
-    assert twice == pytest.approx(3 / 7)
-    assert np.isnan(phases.flips_on(mask, np.zeros((3, 3)))[0])
+    found = phases.flips_on(mask, LABELS)
+    assert found == pytest.approx((3 / 5, 5 / 12, 5))
+    both = phases.flips_on(mask, np.stack([LABELS, LABELS == 2], -1))
+    assert both.share == pytest.approx(3 / 7) and both.count == 7
+    assert np.isnan(phases.flips_on(mask, np.zeros((3, 3))).share)
     with pytest.raises(ValueError, match="one grid"):
         phases.flips_on(mask, LABELS[:2])
