@@ -85,6 +85,28 @@ def hidden_counts(
     return counts
 
 
+def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Floats:
+    """Exact log p(tau | alpha_i, beta_j) of one configuration on a grid of rates, (n_a, n_b).
+
+    The sum over partner rows of the module's head, run along the chain: with h >= 0 the height of S
+    above its running minimum, a particle takes w_h to w_h and w_{h+1}, a hole to w_h and w_{h-1}, or
+    to a w_0 where the minimum falls, and the last h weighs b^h. Every term is positive. O(N^2) for
+    each alpha. Up to a constant it is the exact posterior of the rates under a uniform prior.
+
+    occupied: (N,) in {0, 1}. alpha: (n_a,). beta: (n_b,).
+    Raises ValueError for another shape or other values, or rates outside (0, 1].
+    """
+    tau = np.asarray(occupied)
+    if tau.ndim != 1 or tau.size == 0 or not np.isin(tau, (0, 1)).all():
+        raise ValueError(
+            f"occupied has shape {tau.shape}; give one chain (N,) of zeros and ones, N >= 1"
+        )
+    alpha, beta = _rates(alpha, 1.0, batch=True)[0], _rates(beta, 1.0, batch=True)[0]
+    table = np.empty((alpha.size, beta.size))
+    _rows(tau.astype(np.uint8), np.exp(_log_odds(alpha)), _log_odds(beta), table)
+    return table - log_partition(alpha[:, None], beta[None], tau.size)
+
+
 def simulate(
     alpha: ArrayLike, beta: ArrayLike, size: int, sweeps: int, *, seed: int = 0
 ) -> NDArray[np.uint8]:
@@ -402,6 +424,35 @@ def _sample(keys, log_a, log_b, log_paths, occupied):
             if height < 2 * lowest:
                 lowest -= 1
                 occupied[i, site] = 0
+
+
+@njit(cache=True, parallel=True)
+def _rows(tau, a, log_b, table):
+    """Fill in the log of the sum over partner rows of a^u b^v."""
+    for i in prange(a.size):
+        w = np.zeros(tau.size + 2)
+        w[0] = 1.0
+        highest, log_scale = 0, 0.0
+        for site in range(tau.size):
+            if tau[site]:
+                highest += 1
+                for h in range(highest, 0, -1):
+                    w[h] += w[h - 1]
+            else:
+                w[0] += a[i] * w[0] + w[1]
+                for h in range(1, highest + 1):
+                    w[h] += w[h + 1]
+            top = w[: highest + 1].max()
+            if top > 1e200:
+                w /= top
+                log_scale += np.log(top)
+        log_w = np.log(w[: highest + 1])
+        for j in range(log_b.size):
+            terms = log_w.copy()
+            for h in range(1, highest + 1):
+                terms[h] += h * log_b[j]
+            top = terms.max()
+            table[i, j] = log_scale + top + np.log(np.exp(terms - top).sum())
 
 
 @njit(cache=True, parallel=True)

@@ -336,6 +336,26 @@ def test_the_two_rows_are_an_exponential_family_whose_log_z_is_exact():
     np.testing.assert_allclose(f.var(0), bend, rtol=0.05)
 
 
+@pytest.mark.parametrize("rates", PAIRS)
+def test_the_probability_of_a_configuration_is_that_of_the_markov_chain(rates):
+    expected = np.log(stationary(*rates, 5))
+    found = [tasep.log_probability(tau, *rates)[0, 0] for tau in configurations(5)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_the_probability_of_a_long_chain_on_a_grid():
+    alpha, beta = np.array([0.1, 0.3, 0.6]), np.array([0.4, 0.7])
+    tau = tasep.sample(0.3, 0.7, 400)[0]
+    table = tasep.log_probability(tau, alpha, beta)
+    assert table.shape == (3, 2)
+    # On alpha + beta = 1 the sites are independent with density alpha.
+    coins = tau.sum() * np.log(0.3) + (1 - tau).sum() * np.log(0.7)
+    assert table[1, 1] == pytest.approx(coins, abs=1e-8)
+    # Particles and holes, read from the other end.
+    mirrored = tasep.log_probability(1 - tau[::-1], beta, alpha)
+    np.testing.assert_allclose(mirrored, table.T, atol=1e-8)
+
+
 def test_scalars_and_grids_keep_their_shape():
     assert tasep.sample(0.3, 0.4, 5).shape == (1, 5)
     assert tasep.sample(0.3, [0.4, 0.5], 5).shape == (2, 5)
@@ -441,8 +461,9 @@ def test_bad_input_is_named(arguments, message):
     for function in (tasep.sample, tasep.log_partition, tasep.current, tasep.density_profile):
         with pytest.raises(ValueError, match=message):
             function(*arguments)
-    with pytest.raises(ValueError, match=message):
-        tasep.simulate(*arguments, 1)
+    for function in (tasep.simulate, tasep.hidden_counts):
+        with pytest.raises(ValueError, match=message):
+            function(*arguments, *([1] if function is tasep.simulate else []))
 
 
 def test_sizes_and_shapes_that_only_some_functions_take():
@@ -457,3 +478,9 @@ def test_sizes_and_shapes_that_only_some_functions_take():
     for function in (tasep.phase, tasep.fisher_metric, tasep.potentials, tasep.current_gradient):
         with pytest.raises(ValueError, match="beta must lie in"):
             function(0.5, 0.0)
+
+
+@pytest.mark.parametrize("occupied", [[[0, 1]], [], [0, 2, 1]])
+def test_the_probability_is_of_one_chain(occupied):
+    with pytest.raises(ValueError, match="occupied has shape"):
+        tasep.log_probability(occupied, 0.3, 0.4)
