@@ -70,6 +70,34 @@ class ConvexPotential(nn.Module):
         return self.config["scale"] * self.per_site(self.rescale(theta))
 
 
+class FreePotential(ConvexPotential):
+    """Smooth φ: R^d → R with no constraint, a two-layer perceptron of SiLU units.
+
+    The interface of `ConvexPotential`; whether its Hessian is positive is left to the data, as in
+    the paper, whose ReLU units have no Hessian at all.
+    """
+
+    def __init__(self, lower, upper, scale: float, width: int = 48, seed: int = 0):
+        super().__init__(lower, upper, scale, width, seed)
+        d = len(self.config["lower"])
+        for name in ("normal", "offset", "log_sharpness", "mixing", "weight", "slope"):
+            delattr(self, name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Linear(d, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            )
+            self.read = nn.Linear(width, 1)
+
+    def per_site(self, s: Tensor) -> Tensor:
+        """φ / scale at rescaled inputs s of shape (n, d), shape (n,)."""
+        return self.read(self.layers(s))[:, 0]
+
+    def rescale(self, theta: Tensor) -> Tensor:
+        """θ to s in [−1, 1]^d, in the precision of the weights."""
+        return ((theta - self.centre) / self.radius).to(self.read.weight.dtype)
+
+
 def window_counts(samples: Tensor) -> Tensor:
     """Relative frequency of each local pattern of a two-state system, (n, 512) or (n, 8).
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lib.geometry.networks import ConvexPotential
+from lib.geometry.networks import ConvexPotential, FreePotential
 from lib.geometry.posterior import cell_centres, cells, subnormals_flushed, unit_square
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def fit_posteriors(
     natural: Potential | None = None,
     count: float = 1.0,
     centroid: bool = False,
+    convex: bool = True,
     width: int = 32,
     steps: int = 1000,
     seed: int = 0,
@@ -77,7 +78,8 @@ def fit_posteriors(
     count: samples behind a map (its bundle), so that the result belongs to one sample.
     centroid: add the distance of the centroids of map and model over √2, in the unit square, as
     the released code does.
-    width: of the `ConvexPotential`.
+    convex: False fits a `FreePotential`, whose convexity is then a finding and no assumption.
+    width: of the network.
     Returns a `Fit`; its history holds the Jensen-Shannon loss of a tenth of the maps, in nats, and
     its `statistic(maps)` is the posterior mean of ∇φ, which is f(x) where the map fades inside the
     box. Trains in float32, returns float64.
@@ -96,7 +98,8 @@ def fit_posteriors(
     edges = natural(lower + (upper - lower) * _lattice(33).to(t.device))
     first, last = edges.amin(0), edges.amax(0)
     sharpness = _inverse_variance(maps, 2 * (nodes - first) / (last - first) - 1)
-    phi = ConvexPotential(first, last, sharpness / count, width, seed).to(t.device)
+    kind = ConvexPotential if convex else FreePotential
+    phi = kind(first, last, sharpness / count, width, seed).to(t.device)
     run = _Training(phi, maps, natural(t), nodes, count, centroid, batch, seed)
     with subnormals_flushed():
         history = run.descend(rate, steps)

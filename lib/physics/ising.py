@@ -16,6 +16,7 @@ from lib.physics.ising_exact import (
     CRITICAL_BETA,
     check_count,
     check_parameters,
+    cylinder_cumulants,
     cylinder_free_energy,
     free_energy,
     kaufman_log_partition,
@@ -29,6 +30,7 @@ from lib.physics.ising_exact import (
 __all__ = [
     "CRITICAL_BETA",
     "autocorrelation_time",
+    "cylinder_cumulants",
     "cylinder_free_energy",
     "equilibrium_sweeps",
     "free_energy",

@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import chi2
 
 from lib.geometry import metric
-from lib.physics import ising
+from lib.physics import ising, ising_levels
 
 STEP = 1e-4
 
@@ -411,3 +411,30 @@ def test_zero_field_curvature_is_that_of_the_enumerated_partition_function():
     theta = torch.tensor(np.stack([beta, 0 * beta], 1))
     exact = metric.hessian_scalar_curvature(per_site, theta).numpy()
     np.testing.assert_allclose(ising.zero_field_curvature(beta, 3), exact, rtol=0.02)
+
+
+def test_cumulants_of_the_cylinder_are_the_derivatives_of_its_free_energy():
+    beta, field, step = np.array([0.3, 0.5, 0.7]), np.array([0.1, -0.05, 0.4]), 1e-3
+
+    def value(i, j):
+        return -ising.cylinder_free_energy(beta + i * step, field + j * step, 6)
+
+    found, mean, metric = ising.cylinder_cumulants(beta, field, 6)
+    np.testing.assert_allclose(found, value(0, 0), rtol=1e-13)
+    slopes = [value(1, 0) - value(-1, 0), value(0, 1) - value(0, -1)]
+    np.testing.assert_allclose(mean, np.stack(slopes, -1) / (2 * step), atol=2e-5)
+    mixed = (value(1, 1) - value(1, -1) - value(-1, 1) + value(-1, -1)) / 4
+    bends = [value(1, 0) + value(-1, 0), value(0, 1) + value(0, -1)]
+    second = [(bend - 2 * value(0, 0)) for bend in bends]
+    expected = np.stack([second[0], mixed, mixed, second[1]], -1).reshape(3, 2, 2) / step**2
+    np.testing.assert_allclose(metric, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_levels_of_a_small_torus_give_its_partition_function():
+    for size in (3, 4):
+        orders, count = ising_levels.levels(size)
+        assert count.sum() == 2**size**2
+        log_z = logsumexp(orders @ [0.4, 0.1] + np.log(count))
+        assert log_z == pytest.approx(ising.log_partition(0.4, 0.1, size), rel=1e-13)
+    with pytest.raises(ValueError, match="size is 5"):
+        ising_levels.levels(5)

@@ -1,0 +1,145 @@
+"""Rival statistics: the posterior mean, and the leading components of an autoencoder.
+
+A rival turns a sample into d numbers z(x) and calls them sufficient. From there on all are treated
+alike: `linear_head` finds the best f = A z, `reweighting.reweight` the log Z that goes with f. Both
+steps are convex, so a poor score belongs to the statistic and not to an optimiser.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from lib.geometry.networks import LocalStatistic, window_counts
+
+
+class Statistic(NamedTuple):
+    """values: (n, d) float64, one row per sample. parameters: weights of the network behind."""
+
+    values: Tensor
+    parameters: int
+
+
+def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Statistic:
+    """Mean-as-Statistic: E[θ|x], as the least-squares regression of θ on the sample.
+
+    The network is that of the direct estimator, window counts and a few collective features: a
+    larger one learns the labels of its samples by heart, and its output is no mean.
+    samples: (n, L, L) or (n, N), two-valued. theta: (n, d). Raises ValueError on lengths that
+    differ. Source: Lobashev et al. 2025, Table 1.
+    """
+    samples, theta = torch.as_tensor(samples), torch.as_tensor(theta, dtype=torch.float64)
+    _check_lengths(samples, theta)
+    centre, unit = theta.mean(0), theta.std(0)
+    counts, target = window_counts(samples), ((theta - centre) / unit).float()
+    network = LocalStatistic(samples.ndim - 1, theta.shape[1], collective=True, seed=seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        return (network(counts[rows]) - target[rows]).square().sum(1).mean()
+
+    _descend(loss, network, len(counts), 512, steps, seed, 2e-2)
+    with torch.no_grad():
+        return Statistic(network(counts).double() * unit + centre, _size(network))
+
+
+def vae_components(
+    samples,
+    components: int = 2,
+    *,
+    latent: int = 8,
+    seed: int = 0,
+    steps: int = 1000,
+    batch: int = 256,
+    hidden: int = 128,
+) -> Statistic:
+    """PCA-VAE: leading principal components of the latent means of a variational autoencoder.
+
+    Perceptrons both ways, Bernoulli sites, standard normal prior; labels are never seen.
+    samples: (n, ...), two-valued. Raises ValueError for more components than latent numbers.
+    Source: Walker, Tam, Jarrell, Sci. Rep. 10, 13047 (2020), as cited by the paper.
+    """
+    if not 1 <= components <= latent:
+        raise ValueError(f"components={components}, latent={latent}: allowed is 1 to latent")
+    x = (torch.as_tensor(samples).flatten(1) > 0).float()
+    encoder = _perceptron([x.shape[1], hidden, 2 * latent], seed)
+    decoder = _perceptron([latent, hidden, x.shape[1]], seed + 1)
+    both, generator = nn.ModuleList([encoder, decoder]), torch.Generator().manual_seed(seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        mean, log_variance = encoder(x[rows]).chunk(2, 1)
+        noise = torch.randn(mean.shape, generator=generator)
+        logits = decoder(mean + (log_variance / 2).exp() * noise)
+        misfit = binary_cross_entropy_with_logits(logits, x[rows], reduction="none").sum(1)
+        return (misfit + (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2).mean()
+
+    _descend(loss, both, len(x), batch, steps, seed, 3e-3)
+    with torch.no_grad():
+        mean = encoder(x)[:, :latent].double()
+    mean = mean - mean.mean(0)
+    axes = torch.linalg.svd(mean, full_matrices=False).Vh[:components]
+    return Statistic(mean @ axes.T, _size(both))
+
+
+def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
+    """f = A z with the A that best tells which of two samples belongs to which parameter.
+
+    Of an exponential family, exchanging x_i, x_j between θ_i, θ_j has log-odds −⟨θ_i − θ_j,
+    f_i − f_j⟩: logistic regression in A, convex, without log Z.
+
+    statistic: (n, k). theta: (n, d). pairs: partners of each sample.
+    Returns (n, d) float64. Raises ValueError on lengths that differ.
+    """
+    z, theta = (torch.as_tensor(values, dtype=torch.float64) for values in (statistic, theta))
+    _check_lengths(z, theta)
+    z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+    unit = theta.std(0)
+    generator = torch.Generator().manual_seed(seed)
+    partner = torch.cat([torch.randperm(len(z), generator=generator) for _ in range(pairs)])
+    first = torch.arange(len(z)).repeat(pairs)
+    products = ((theta[first] - theta[partner]) / unit)[:, :, None] * (z[first] - z[partner])[
+        :, None
+    ]
+    a = torch.zeros(theta.shape[1], z.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([a], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = softplus(-(products * a).sum((1, 2))).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return z @ (a.detach() / unit[:, None]).T
+
+
+def _perceptron(sizes: list[int], seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    between = [part for layer in layers for part in (layer, nn.SiLU())]
+    return nn.Sequential(*between[:-1])
+
+
+def _descend(loss, network: nn.Module, n: int, batch: int, steps: int, seed: int, rate) -> None:
+    """Adam with a one-cycle rate on random batches."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(torch.randint(n, (batch,), generator=generator)).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _size(network: nn.Module) -> int:
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def _check_lengths(samples: Tensor, theta: Tensor) -> None:
+    if theta.ndim != 2 or len(samples) != len(theta) or len(theta) < 2:
+        raise ValueError(
+            f"{len(samples)} samples for theta of shape {tuple(theta.shape)}; give (n, d), one row "
+            "per sample, n >= 2"
+        )
