@@ -1,6 +1,7 @@
-"""Ways to a Δh: trained f_t, direct parameters, means, principal, Jacobian and pullback directions.
+"""Ways to a Δh: trained f_t, direct parameters, principal, Jacobian and pullback directions.
 
 Asyrp (Kwon et al. 2023) trains; Haas et al. 2023 and Park et al. 2023 (the pullback) need none.
+Averages over samples are in `means`.
 """
 
 import hashlib
@@ -256,50 +257,6 @@ def _digest(*parts: str | Tensor) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-class Means(NamedTuple):
-    """Mean Δh over samples at each edited time, {t: (C, h, w)}, and their mean over the times."""
-
-    per_step: dict[int, Tensor]
-    overall: Tensor
-
-
-def mean_over_samples(
-    generator: Generator, latents: Tensor, delta: hspace.Delta, **options: object
-) -> Means:
-    """Δh_t^mean = Σ_i Δh_t(h_i) / N and Δh^global = Σ_t Δh_t^mean / T_e (Asyrp, Sec. 5.3).
-
-    The h_i lie on the edited trajectories of the latents; `options` are those of `hspace.edit`.
-    Raises ValueError where no step is edited.
-    """
-    sums: dict[int, Tensor] = {}
-
-    def record(h: Tensor, t: int) -> Tensor:
-        change = delta(h, t).expand_as(h)
-        sums[t] = sums.get(t, 0) + change.sum(0)
-        return change
-
-    record.owners = getattr(delta, "owners", frozenset())
-    hspace.edit(generator, latents, record, decode=False, **options)
-    if not sums:
-        raise ValueError("no step was edited; choose a smaller t_edit")
-    per_step = {t: total / len(latents) for t, total in sums.items()}
-    return Means(per_step, torch.stack(list(per_step.values())).mean(0))
-
-
-def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> dict[int, Tensor]:
-    """v_t = mean h_t of the samples with the attribute minus that of those without (Haas et al.).
-
-    h: {t: (n, C, height, width)} from `hspace.capture`; labels: (n,). Raises ValueError for another
-    number of labels, and for labels that are all alike.
-    """
-    labels = torch.as_tensor(labels, dtype=torch.bool)
-    if any(labels.shape != (len(rows),) for rows in h.values()):
-        raise ValueError(f"{labels.numel()} labels for h of {len(next(iter(h.values())))} rows")
-    if bool(labels.all()) or not bool(labels.any()):
-        raise ValueError("the labels are all alike; give samples with and without the attribute")
-    return {t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()}
 
 
 def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lib.diffusion import directions, hspace, models, schedule
+from lib.diffusion import directions, hspace, means, models, schedule
 from lib.diffusion.sampling import ddim, invert, predicted, step_noise, time_grid, update
 
 STEPS = 6  # times 0, 199, 399, 599, 799, 999
@@ -773,29 +773,29 @@ def test_training_refuses_what_cannot_be_trained(pixel):
 def test_means_are_over_the_edited_samples_and_then_over_the_times(pixel):
     x, block = pixel.noise(3, 0), directions.DeltaBlock(pixel)
     run = {"steps": STEPS, "t_edit": 500}
-    means = directions.mean_over_samples(pixel, x, block, **run)
+    found = means.mean_over_samples(pixel, x, block, **run)
     with hspace.capture(pixel) as h:
         hspace.edit(pixel, x, block, **run)
-    assert sorted(means.per_step) == [599, 799, 999]
-    for t, mean in means.per_step.items():
+    assert sorted(found.per_step) == [599, 799, 999]
+    for t, mean in found.per_step.items():
         shifted, plain = h[t].chunk(2)  # the first tap sees h as it was
         change = torch.stack([block(row[None], t)[0] for row in plain]).mean(0).detach()
         torch.testing.assert_close(mean, change, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(shifted, plain, rtol=1e-9, atol=1e-11)
-    expected = sum(means.per_step.values()) / 3
-    torch.testing.assert_close(means.overall, expected)
+    expected = sum(found.per_step.values()) / 3
+    torch.testing.assert_close(found.overall, expected)
     with pytest.raises(ValueError, match="no step was edited"):
-        directions.mean_over_samples(pixel, x, block, steps=STEPS, t_edit=1000)
+        means.mean_over_samples(pixel, x, block, steps=STEPS, t_edit=1000)
 
 
 def test_mean_difference_points_from_without_to_with():
     h = {599: torch.tensor([[1.0], [2.0], [6.0], [8.0]]).view(4, 1, 1, 1)}
-    v = directions.mean_difference(h, [False, False, True, True])
+    v = means.mean_difference(h, [False, False, True, True])
     assert float(v[599]) == 5.5
     with pytest.raises(ValueError, match="all alike"):
-        directions.mean_difference(h, [True] * 4)
+        means.mean_difference(h, [True] * 4)
     with pytest.raises(ValueError, match="3 labels"):
-        directions.mean_difference(h, [True, False, True])
+        means.mean_difference(h, [True, False, True])
 
 
 def test_principal_components_find_planted_directions():

@@ -1,0 +1,137 @@
+"""Averages over samples: mean Δh of an f_t, labelled mean differences of h, mean Δε of a Δh."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.diffusion import hspace
+from lib.diffusion.models import Generator, unit_normal
+from lib.diffusion.sampling import _downward, ddim, time_grid, update
+
+Labels = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Means(NamedTuple):
+    """Mean Δh over samples at each edited time, {t: (C, h, w)}, and their mean over the times."""
+
+    per_step: dict[int, Tensor]
+    overall: Tensor
+
+
+def mean_over_samples(
+    generator: Generator, latents: Tensor, delta: hspace.Delta, **options: object
+) -> Means:
+    """Δh_t^mean = Σ_i Δh_t(h_i) / N and Δh^global = Σ_t Δh_t^mean / T_e (Asyrp, Sec. 5.3).
+
+    The h_i lie on the edited trajectories of the latents; `options` are those of `hspace.edit`.
+    Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def record(h: Tensor, t: int) -> Tensor:
+        change = delta(h, t).expand_as(h)
+        sums[t] = sums.get(t, 0) + change.sum(0)
+        return change
+
+    record.owners = getattr(delta, "owners", frozenset())
+    with torch.no_grad():
+        hspace.edit(generator, latents, record, decode=False, **options)
+    if not sums:
+        raise ValueError("no step was edited; choose a smaller t_edit")
+    per_step = {t: total / len(latents) for t, total in sums.items()}
+    return Means(per_step, torch.stack(list(per_step.values())).mean(0))
+
+
+def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> dict[int, Tensor]:
+    """v_t = mean h_t of the samples with the attribute minus that of those without (Haas et al.).
+
+    h: {t: (n, C, height, width)} from `hspace.capture`; labels: (n,). Raises ValueError for another
+    number of labels, and for labels that are all alike.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.bool)
+    if any(labels.shape != (len(rows),) for rows in h.values()):
+        raise ValueError(f"{labels.numel()} labels for h of {len(next(iter(h.values())))} rows")
+    if bool(labels.all()) or not bool(labels.any()):
+        raise ValueError("the labels are all alike; give samples with and without the attribute")
+    return {t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()}
+
+
+def labelled_differences(
+    generator: Generator,
+    latents: Tensor,
+    label: Labels,
+    *,
+    steps: int,
+    layers: Sequence[str] = (hspace.MIDDLE,),
+    batch: int = 16,
+    prompt: str | None = None,
+) -> dict[str, dict[str, dict[int, Tensor]]]:
+    """`mean_difference` of every attribute at every layer, from one run: {layer: {name: {t: v}}}.
+
+    The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
+    running sums are kept. A name whose labels are all alike is left out.
+    """
+    sums: dict[tuple, Tensor] = {}
+    counts: dict[tuple, int] = {}
+    for part in latents.split(batch):
+        with ExitStack() as stack:
+            taps = {k: stack.enter_context(hspace.capture(generator, layer=k)) for k in layers}
+            images = ddim(
+                generator, part, steps=steps, batch=len(part), prompt=prompt, progress=False
+            )
+        for name, mask in label(images).items():
+            for has in (True, False):
+                rows = mask == has
+                counts[name, has] = counts.get((name, has), 0) + int(rows.sum())
+                for layer, h in taps.items():
+                    for t, values in h.items():
+                        key = (layer, name, t, has)
+                        sums[key] = sums.get(key, 0) + values[rows].sum(0)
+    names = [n for n, has in counts if has and counts[n, True] and counts[n, False]]
+    times = sorted({key[2] for key in sums})
+
+    def difference(layer: str, name: str, t: int) -> Tensor:
+        means = (sums[layer, name, t, has] / counts[name, has] for has in (True, False))
+        return next(means) - next(means)
+
+    return {k: {n: {t: difference(k, n, t) for t in times} for n in names} for k in layers}
+
+
+def random_like(changes: Mapping[int, Tensor], seed: int) -> dict[int, Tensor]:
+    """One Gaussian direction with the norm of each Δ_t: what a direction without meaning does."""
+    shape = next(iter(changes.values())).shape
+    draw = unit_normal(tuple(shape), seed)
+    return {t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()}
+
+
+def mean_epsilon(
+    generator: Generator,
+    latents: Tensor,
+    delta: hspace.Delta,
+    *,
+    steps: int,
+    t_edit: float,
+    strength: float = 1.0,
+    batch: int = 8,
+) -> dict[int, Tensor]:
+    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
+
+    The partner of a Δh in ε-space: on a single sample it makes the same edit. Raises ValueError
+    where no step is edited.
+    """
+    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
+    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
+    if not pairs:
+        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
+    scaled, sums = hspace.combine({delta: strength}), dict.fromkeys([t for t, _ in pairs], 0.0)
+    with torch.no_grad():
+        for x in latents.split(batch):
+            for t, t_next in pairs:
+                eps, plain = hspace.predictions(generator, x, t, scaled)
+                sums[t] = sums[t] + (eps - plain).sum(0)
+                alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+                x = update(x, eps, alpha, alpha_next, eps_direction=plain)
+    return {t: total / len(latents) for t, total in sums.items()}

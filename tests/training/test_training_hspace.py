@@ -1,0 +1,73 @@
+"""Training of f_t by the kit's CLIP, and the classifier that has seen noise."""
+
+import pytest
+import torch
+
+from lib import attributes
+from lib.diffusion import models, rehearsal
+from lib.training import avatars, captions, hspace
+
+NAMES = list(avatars.PARTS)
+
+
+def test_templates_are_pairs_of_the_grammar_that_differ_in_the_attribute_alone():
+    for name in attributes.ATTRIBUTES:
+        pairs = hspace.templates(name)
+        captions.check([text for pair in pairs for text in pair])
+        assert len(pairs) > 10 and all(a != b for a, b in pairs)
+
+
+def test_text_direction_is_that_of_drawing_the_attribute_on():
+    faces = avatars.draw(16, "held-out", seed=5)
+    plain = faces.parts.copy()
+    plain[:, NAMES.index("eyes")] = list(avatars.PARTS["eyes"]).index("open")
+    edited = plain.copy()
+    edited[:, NAMES.index("eyes")] = list(avatars.PARTS["eyes"]).index("glasses")
+    without, having = (
+        hspace.encode(
+            avatars.to_float(avatars.render_faces(avatars.Faces(p, faces.jitter), 32, processes=1))
+        )
+        for p in (plain, edited)
+    )
+    change = (having - without).mean(0)
+    cosine = {
+        name: float(torch.cosine_similarity(change, hspace.text_direction(name), dim=0))
+        for name in ("glasses", "hat", "smile", "beard")
+    }
+    assert max(cosine, key=cosine.get) == "glasses" and cosine["glasses"] > 0.3
+
+
+def test_gradient_of_the_classifier_is_its_finite_difference():
+    alphas = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
+    network = hspace.train_classifier(alphas, updates=2, batch=8)
+    gradient = hspace.class_gradient(network, alphas, "glasses")
+    x, v = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    level = (1 - alphas[400]).sqrt().float().expand(2)
+
+    def value(x):
+        z = network(x, level)["eyewear"].log_softmax(1)
+        return (z[:, 1:].logsumexp(1)).double()
+
+    numeric = (value(x + 0.01 * v) - value(x - 0.01 * v)) / 0.02
+    exact = (gradient(x, 400) * v).sum((1, 2, 3)).double()
+    torch.testing.assert_close(exact, numeric, rtol=0.05, atol=1e-4)
+
+
+def test_classifier_learns_from_noisy_faces():
+    alphas = torch.full((10,), 0.9, dtype=torch.float64)
+    network = hspace.train_classifier(alphas, updates=60, batch=32)
+    faces = avatars.load("held-out", 200, pink=False)
+    logits = network(avatars.to_float(faces.images), torch.zeros(len(faces.images)))
+    right = logits["hat"].argmax(1) == torch.from_numpy(faces.labels["hat"]).long()
+    assert float(right.float().mean()) > 0.85  # always "no" scores 0.76
+
+
+def test_block_trains_on_the_models_own_samples(tmp_path):
+    folder = rehearsal.write_random("celebahq-256", tmp_path / "tiny", tiny=True)
+    generator = models.load(folder, device="cpu")
+    block, history = hspace.train_block(
+        generator, "hat", generator.noise(4, 0), t_edit=500, steps=3, batch=2
+    )
+    assert len(history) == 2 and not any(p.requires_grad for p in block.parameters())
+    with pytest.raises(ValueError, match="monocle"):
+        hspace.train_block(generator, "monocle", generator.noise(2, 0), t_edit=500)
