@@ -127,5 +127,26 @@ def test_the_kit_knows_no_other_room():
 def test_continuous_integration_runs_the_tests_and_hides_no_failure():
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -eo pipefail" in script and script.rstrip().endswith("make test")
-    recipe = (ROOT / "Makefile").read_text().partition("\ntest:")[2].partition("\n\n")[0]
-    assert "|| true" not in recipe and "\n\t-" not in recipe and "pytest" in recipe
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = [recipe_of(makefile, target) for target in ("test", "pytest-theory", "pytest-rest")]
+    assert all("|| true" not in recipe and "\n\t-" not in recipe for recipe in recipes)
+    assert recipes[0].rstrip().endswith("pytest-theory pytest-rest")
+
+
+def recipe_of(makefile, target):
+    return makefile.partition(f"\n{target}:")[2].partition("\n\n")[0]
+
+
+def test_the_two_halves_of_the_tests_are_all_of_them_once():
+    makefile = (ROOT / "Makefile").read_text()
+    halves = [recipe_of(makefile, target).split() for target in ("pytest-theory", "pytest-rest")]
+    named = [path for half in halves for path in half if path.startswith("tests/")]
+    found = [file for path in named for file in collected(path)]
+    assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
+    assert "notebooks" in halves[1]
+
+
+def collected(path):
+    """Test files below a folder, or those of a pattern."""
+    folder = ROOT / path
+    return list(folder.rglob("test_*.py")) if folder.is_dir() else list(ROOT.glob(path))
