@@ -59,3 +59,37 @@ def box_grid(box, points: int) -> np.ndarray:
     steps = (np.arange(points) + 0.5) / points
     axes = [a + (b - a) * steps for a, b in zip(low, high, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(low))
+
+
+def central_slopes(function: Callable[[np.ndarray], np.ndarray], t, step: float = 1e-5):
+    """Gradient (n, d) of a row-wise function of t (n, d) by central differences."""
+    t = np.asarray(t, dtype=np.float64)
+    moves = step * np.eye(t.shape[1])
+    return np.stack([(function(t + h) - function(t - h)) / (2 * step) for h in moves], 1)
+
+
+def first_below(x, values, level: float) -> float:
+    """First x at which falling values pass the level, by linear interpolation.
+
+    Raises ValueError where they start below it or never get there.
+    """
+    x, values = np.asarray(x), np.asarray(values)
+    k = int(np.argmax(values < level))
+    if k == 0:
+        raise ValueError(
+            f"values run from {values[0]:.3g} to {values[-1]:.3g}, never below {level}"
+        )
+    share = (values[k - 1] - level) / (values[k - 1] - values[k])
+    return float(x[k - 1] + share * (x[k] - x[k - 1]))
+
+
+def metric_error(estimate, exact, *, least: float = 0.01) -> np.ndarray:
+    """Median and 90 % quantile of ‖ĝ − g‖ / ‖g‖ over points where ‖g‖ > least · its maximum.
+
+    estimate, exact: (n, d, d); Frobenius norms.
+    """
+    estimate, exact = np.asarray(estimate), np.asarray(exact)
+    size = np.linalg.norm(exact, axis=(1, 2))
+    where = size > least * size.max()
+    error = np.linalg.norm(estimate - exact, axis=(1, 2))[where] / size[where]
+    return np.quantile(error, [0.5, 0.9])

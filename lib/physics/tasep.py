@@ -89,9 +89,9 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     """Exact log p(tau | alpha_i, beta_j) of one configuration on a grid of rates, (n_a, n_b).
 
     The sum over partner rows of the module's head, run along the chain: with h >= 0 the height of S
-    above its running minimum, a particle takes w_h to w_h and w_{h+1}, a hole to w_h and w_{h-1}, or
-    to a w_0 where the minimum falls, and the last h weighs b^h. Every term is positive. O(N^2) for
-    each alpha. Up to a constant it is the exact posterior of the rates under a uniform prior.
+    above its running minimum, a particle takes w_h to w_h and w_{h+1}, a hole to w_h and w_{h-1},
+    or to a w_0 where the minimum falls, and the last h weighs b^h. Every term is positive. O(N^2)
+    for each alpha. Up to a constant it is the exact posterior of the rates, the prior uniform.
 
     occupied: (N,) in {0, 1}. alpha: (n_a,). beta: (n_b,).
     Raises ValueError for another shape or other values, or rates outside (0, 1].
