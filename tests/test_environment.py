@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.kit import environment
+from lib.kit import environment, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -117,11 +117,11 @@ def test_git_ignores_what_is_generated_and_nothing_else(path, ignored):
     assert done.returncode == (0 if ignored else 1)
 
 
-def test_the_kit_knows_no_other_room():
-    from lib.kit import sources
-
-    modules = [f"lib.kit.{path.stem}" for path in (ROOT / "lib" / "kit").glob("*.py")]
-    assert all(name == "lib" or name.startswith("lib.kit") for name in sources.closure(modules))
+@pytest.mark.parametrize("room", ["kit", "geometry", "physics", "diffusion"])
+def test_a_room_that_readers_may_take_alone_knows_no_other(room):
+    modules = [f"lib.{room}.{path.stem}" for path in (ROOT / "lib" / room).glob("*.py")]
+    reached = {name.split(".")[1] for name in sources.closure(modules) if name != "lib"}
+    assert reached == {room}
 
 
 def test_continuous_integration_runs_the_tests_and_hides_no_failure():
