@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import judge
+from lib import judge, quality
 from lib.training import avatars
 from lib.training.train import Task, write_card
 
@@ -122,9 +122,8 @@ def measure_ddpm(network, *, count: int = 256) -> dict:
 
 
 def saturated(images: Tensor) -> float:
-    """Share of images of which more than half is all but black or all but white."""
-    extreme = (images > 0.98).all(1) | (images < -0.98).all(1)
-    return round((extreme.double().mean((1, 2)) > 0.5).double().mean().item(), 5)
+    """Share of images that are all but white or black, see `quality.saturated`."""
+    return round(quality.saturated(images).double().mean().item(), 5)
 
 
 def _pipeline(network):
