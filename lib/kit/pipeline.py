@@ -287,25 +287,30 @@ def student(names: list[str]) -> int:
 
 def rehearse(names: list[str]) -> int:
     """Run the paper profile with the tiny sizes of each notebook's `kit.rehearse` metadata."""
-    books = {name: stamps.read_notebook(name) for name in names or stamps.notebooks()}
-    sizes = {name: book.metadata.get("kit", {}).get("rehearse") for name, book in books.items()}
-    for name in [name for name, size in sizes.items() if size is None]:
-        print(
-            f"{name}: skipped, its metadata has no kit.rehearse (it has no paper-size checkpoints)"
-        )
-    for name, size in sizes.items():
-        if size is not None:
-            parameters = _checked_parameters(name, "paper", size)
-            try:
-                _execute(name, "paper", parameters, stamps.inputs(name, "paper", parameters))
-            except RunFailed as failure:
-                print(f"{name}: {failure}")
-                print(
-                    f"failed, kept with its traceback: {failure.kept.relative_to(session.root())}"
-                )
-                return 1
-            print(f"{name}: rehearsed, outputs in build/run/paper/{name}")
+    for name in names or stamps.notebooks():
+        sizes = stamps.read_notebook(name).metadata.get("kit", {}).get("rehearse")
+        reason = _why_not_rehearsed(sizes)
+        if reason:
+            print(f"{name}: skipped, {reason}")
+            continue
+        parameters = _checked_parameters(name, "paper", sizes)
+        try:
+            _execute(name, "paper", parameters, stamps.inputs(name, "paper", parameters))
+        except RunFailed as failure:
+            print(f"{name}: {failure}")
+            print(f"failed, kept with its traceback: {failure.kept.relative_to(session.root())}")
+            return 1
+        print(f"{name}: rehearsed, outputs in build/run/paper/{name}")
     return 0
+
+
+def _why_not_rehearsed(sizes: Mapping | None) -> str:
+    """Reason to leave a notebook out of the rehearsal, "" when there is none."""
+    if sizes is None:
+        return "its metadata has no kit.rehearse (it has no paper-size checkpoints)"
+    folders = [v for v in sizes.values() if isinstance(v, str) and v.startswith("cache/")]
+    missing = [folder for folder in folders if not (session.root() / folder).is_dir()]
+    return f"{missing[0]} was not written on this machine" if missing else ""
 
 
 def show_scorecard(readme: bool) -> int:

@@ -230,6 +230,21 @@ def test_a_rehearsal_without_sizes_says_why_it_is_skipped(root, capsys):
     assert "01_ising: skipped, its metadata has no kit.rehearse" in capsys.readouterr().out
 
 
+def test_a_rehearsal_runs_the_paper_profile_where_its_folders_were_written(
+    root, monkeypatch, capsys
+):
+    sizes = {"model": "cache/rehearsal/big", "seed": 3}
+    path = write_notebook(root, metadata={"kit": {"rehearse": sizes}})
+    path.write_text(path.read_text().replace("seed: int = 0", "seed: int = 0\\nmodel = 'x'"))
+    ran = []
+    monkeypatch.setattr(pipeline, "_execute", lambda *arguments: ran.append(arguments[:3]))
+    assert pipeline.main(["rehearse"]) == 0 and not ran
+    assert "skipped, cache/rehearsal/big was not written" in capsys.readouterr().out
+    (root / "cache" / "rehearsal" / "big").mkdir(parents=True)
+    assert pipeline.main(["rehearse"]) == 0
+    assert ran == [("01_ising", "paper", {**sizes, "profile": "paper"})]
+
+
 SLOW = """
 import os, time
 from lib.kit import run
