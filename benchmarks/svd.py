@@ -1,8 +1,8 @@
 """SVD of latents: the closed-form edit per channel, and the batched decomposition against a loop.
 
-The edit is timed with its two decompositions, in seconds of one core's work, which other programs on
-the machine do not change. The loop is the library's own SVD, one
-channel at a time, on the same device; the batch also fixes signs and looks for degenerate values.
+The edit is timed with its two decompositions, in seconds of one core's work, which other programs
+on the machine do not change. The loop is the library's own SVD, one channel at a time, on the same
+device; the batch also fixes signs and looks for degenerate values.
 """
 
 import time
