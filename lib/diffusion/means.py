@@ -74,30 +74,34 @@ def labelled_differences(
     The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
     running sums are kept. A name whose labels are all alike is left out.
     """
-    sums: dict[tuple, Tensor] = {}
-    counts: dict[tuple, int] = {}
+    sums: dict[tuple[str, int], Tensor] = {}  # (1 + names, values): all rows, then each group
+    shapes: dict[str, torch.Size] = {}
+    groups = []
     for part in latents.split(batch):
         with ExitStack() as stack:
             taps = {k: stack.enter_context(hspace.capture(generator, layer=k)) for k in layers}
             images = ddim(
                 generator, part, steps=steps, batch=len(part), prompt=prompt, progress=False
             )
-        for name, mask in label(images).items():
-            for has in (True, False):
-                rows = mask == has
-                counts[name, has] = counts.get((name, has), 0) + int(rows.sum())
-                for layer, h in taps.items():
-                    for t, values in h.items():
-                        key = (layer, name, t, has)
-                        sums[key] = sums.get(key, 0) + values[rows].sum(0)
-    names = [n for n, has in counts if has and counts[n, True] and counts[n, False]]
-    times = sorted({key[2] for key in sums})
+        found = label(images)
+        rows = torch.stack([torch.ones(len(part)).bool().to(images.device), *found.values()])
+        groups.append(rows.sum(1))
+        for layer, t, values in ((k, t, v) for k, h in taps.items() for t, v in h.items()):
+            total = rows.to(values) @ values.flatten(1)
+            sums[layer, t] = sums.get((layer, t), 0) + total
+            shapes[layer] = values.shape[1:]
+    count = torch.stack(groups).sum(0)
+    split = [i for i in range(1, len(count)) if 0 < count[i] < count[0]]
 
-    def difference(layer: str, name: str, t: int) -> Tensor:
-        means = (sums[layer, name, t, has] / counts[name, has] for has in (True, False))
-        return next(means) - next(means)
+    def difference(layer: str, t: int, i: int) -> Tensor:
+        total = sums[layer, t]
+        without = (total[0] - total[i]) / (count[0] - count[i])
+        return (total[i] / count[i] - without).view(shapes[layer])
 
-    return {k: {n: {t: difference(k, n, t) for t in times} for n in names} for k in layers}
+    names, times = list(found), sorted({t for _, t in sums})
+    return {
+        k: {names[i - 1]: {t: difference(k, t, i) for t in times} for i in split} for k in layers
+    }
 
 
 def random_like(changes: Mapping[int, Tensor], seed: int) -> dict[int, Tensor]:
