@@ -5,13 +5,20 @@ one attribute. P3 mobility in order: coarse attributes lead at noisier steps tha
 (Wang et al. 2025, arXiv 2502.02225, whose statistics are not published; these are ours).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.diffusion.atoms import aligned_atom, as_latents, decompose, grassmann_distance
+from lib.diffusion.atoms import (
+    DegenerateWarning,
+    aligned_atom,
+    as_latents,
+    decompose,
+    grassmann_distance,
+)
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import ddim, invert, time_grid
 
@@ -68,7 +75,9 @@ def subspace_distance(a: Tensor, b: Tensor, *, k: int) -> Tensor:
 
     a, b: latents (..., c, h, w); returns (...), in radians; compare with `atoms.random_distance`.
     """
-    (U, _, Vh), (U2, _, Vh2) = decompose(a), decompose(b)
+    with warnings.catch_warnings():  # ties far below the k-th value do not touch the subspaces
+        warnings.simplefilter("ignore", DegenerateWarning)
+        (U, _, Vh), (U2, _, Vh2) = decompose(a), decompose(b)
     left = grassmann_distance(U[..., :k], U2[..., :k])
     right = grassmann_distance(Vh[..., :k, :].mT, Vh2[..., :k, :].mT)
     return ((left + right) / 2).mean(-1)
@@ -107,7 +116,9 @@ def pattern_ranks(latents: Tensor, pattern: Tensor) -> Tensor:
 
     latents: (..., c, h, w); pattern: (n, c, h, w), the paired difference image.
     """
-    index, _ = aligned_atom(latents, pattern.expand_as(latents))
+    with warnings.catch_warnings():  # two tied atoms have neighbouring ranks
+        warnings.simplefilter("ignore", DegenerateWarning)
+        index, _ = aligned_atom(latents, pattern.expand_as(latents))
     return (index + 1).double().mean(-1)
 
 
