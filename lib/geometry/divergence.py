@@ -47,8 +47,9 @@ def fit_divergence(
 
     1. θ̂ as the mean of a Gaussian with learned variances, −log N(θ; θ̂(x), v(x)): where one
        coordinate is sharp and the other unknown, a plain square would see the unknown one alone;
-    2. φ by the likelihood of the module, θ̂ held, its planes first touching |s|² at estimates of
-       random samples: a phase that shows one coordinate only asks for planes along a line;
+    2. φ by the likelihood of the module, θ̂ held. Its planes first touch a parabola, as bent as 1/v
+       says, at estimates of random samples: a phase that shows one coordinate only asks for planes
+       along a line;
     3. both.
 
     The integral is a mean over `points` of a Kronecker sequence, shifted at random in each step:
@@ -76,11 +77,10 @@ def fit_divergence(
     bar = tqdm(total=5 * steps // 2, desc="fit_divergence", disable=None, leave=False)
     with bar, _small_matrices():
         run.descend(run.gaussian_loss, estimate.parameters(), 1e-2, steps, bar)
-        with torch.no_grad():
-            phi.touch(estimate(run.x[run.batch(pieces)])[0])
-        run.descend(run.likelihood_loss, phi.parameters(), 2e-2, steps // 2, bar)
+        run.touch_estimates()
+        run.descend(run.likelihood_loss, phi.parameters(), 2e-2, max(20, steps // 2), bar)
         run.watch(0)
-        run.descend(run.likelihood_loss, network.parameters(), 2e-3, steps, bar, run.watch)
+        run.descend(run.likelihood_loss, network.parameters(), 5e-3, steps, bar, run.watch)
     run.restore_best()
     fit.history = {name: np.array(values) for name, values in fit.history.items()}
     phi.double()
@@ -114,10 +114,10 @@ class TangentPotential(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(4 / pieces ** (2 / len(lower))).log())
 
     @torch.no_grad()
-    def touch(self, s: Tensor) -> None:
-        """Make the planes the tangents of |s|² at the given points, (pieces, d)."""
-        self.slope.copy_(2 * s)
-        self.height.copy_(-s.square().sum(1))
+    def touch(self, s: Tensor, bend: float = 1.0) -> None:
+        """Make the planes the tangents of bend · |s|² at the given points, (pieces, d)."""
+        self.slope.copy_(2 * bend * s)
+        self.height.copy_(-bend * s.square().sum(1))
 
     def exponents(self, s: Tensor) -> Tensor:
         """(⟨a_k, s⟩ + b_k) / τ at rescaled inputs s, (n, pieces)."""
@@ -219,6 +219,13 @@ class _Divergence(_Training):
         """Mean of −log p(t|x) over a batch."""
         shift = torch.rand(self.box.shape[1], generator=self.generator)
         return -self.log_posterior(self.batch(self.size), shift).mean()
+
+    @torch.no_grad()
+    def touch_estimates(self) -> None:
+        """Start φ: scale · 2 · bend is the inverse variance of a typical sharp coordinate."""
+        mean, log_variance = self.fit.network.estimate(self.x[self.batch(len(self.phi.slope))])
+        sharp = (-log_variance.amin(1)).exp().median()
+        self.phi.touch(mean, float(sharp / (2 * self.phi.config["scale"])))
 
     def energies(self, f: Tensor, shift: Tensor) -> Tensor:
         """⟨θ', f⟩ − φ(θ') on the shifted sequence, (n, points)."""
