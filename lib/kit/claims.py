@@ -189,8 +189,3 @@ CLAIMS: dict[str, Claim] = {
     claim.id: claim
     for claim in (*_MODELS, *_ISING, *_TASEP, *_THEORY_AND_GEODESICS, *_DIFFUSION, *_ASYRP, *_SVD)
 }
-
-# Claims whose section is not in their notebook yet; the scorecard shows them as open.
-NOT_YET_WRITTEN = frozenset(claim.id for claim in _THEORY_AND_GEODESICS) - {
-    "hessian.geodesics.tasep"
-}

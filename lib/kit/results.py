@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib.kit import session
-from lib.kit.claims import CLAIMS, NOT_YET_WRITTEN, Claim
+from lib.kit.claims import CLAIMS, Claim
 
-__all__ = ["CLAIMS", "NOT_YET_WRITTEN", "Claim", "read", "record", "table", "verdict"]
+__all__ = ["CLAIMS", "Claim", "read", "record", "table", "verdict"]
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not tested here")
 DIGITS = 6  # beyond them, machines differ
