@@ -69,16 +69,15 @@ def central_slopes(function: Callable[[np.ndarray], np.ndarray], t, step: float 
 
 
 def first_below(x, values, level: float) -> float:
-    """First x at which falling values pass the level, by linear interpolation.
+    """First x at which values fall below the level, by linear interpolation.
 
-    Raises ValueError where they start below it or never get there.
+    The first x where they start below it, the last where they never get there.
     """
     x, values = np.asarray(x), np.asarray(values)
-    k = int(np.argmax(values < level))
-    if k == 0:
-        raise ValueError(
-            f"values run from {values[0]:.3g} to {values[-1]:.3g}, never below {level}"
-        )
+    below = np.flatnonzero(values < level)
+    if len(below) == 0 or below[0] == 0:
+        return float(x[0 if len(below) else -1])
+    k = below[0]
     share = (values[k - 1] - level) / (values[k - 1] - values[k])
     return float(x[k - 1] + share * (x[k] - x[k - 1]))
 
