@@ -64,9 +64,16 @@ def _cut(text: str) -> str:
     return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
 
 
+def _stated(claim: str) -> str:
+    """The statement of a claim above its id, for a Markdown cell."""
+    return f"{CLAIMS[claim].statement}<br>`{claim}`".replace("|", "\\|")
+
+
 def markdown() -> str:
     """Return the scorecard as a Markdown table."""
     found = rows()
     head = "| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD)
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines(found))
+    body = "\n".join(
+        f"| {_stated(claim)} | {' | '.join(cells)} |" for claim, *cells in lines(found)
+    )
     return f"{head}\n{body}\n\n{summary(found)}"

@@ -130,3 +130,5 @@ def test_the_scorecard_prefers_full_and_shows_the_rest_as_open(root):
     assert "0.01 ± 0.001 (3)" in line and "reproduced [full]" in line
     assert sum(line.endswith("  open") for line in lines) == len(results.CLAIMS) - 1
     assert max(map(len, lines)) <= 160
+    statement = results.CLAIMS[F].statement
+    assert f"\n| {statement}<br>`{F}` | 0.0883 J | 0.01 ± 0.001 (3) |" in scorecard.markdown()
