@@ -35,15 +35,21 @@ def inputs(name: str, profile: str, parameters: Mapping[str, object]) -> dict[st
     book = read_notebook(name)
     cells = code_cells(book)
     lock = session.root() / "requirements.lock"
-    named = book.metadata.get("kit", {}).get("weights", [])
     return {
         "cells": sources.sha256(*cells),
         "lib": sources.sha256(json.dumps(_lib_closure(cells))),
         "lock": sources.file_sha256(lock) if lock.is_file() else "absent",
-        "weights": {item: sources.weights(item) for item in named},
+        "weights": {item: sources.weights(item) for item in _weights_named(book, cells)},
         "profile": profile,
         "parameters": json.loads(json.dumps(dict(sorted(parameters.items())))),
     }
+
+
+def _weights_named(book: nbformat.NotebookNode, cells: list[str]) -> list[str]:
+    """Folders of models/ that a cell names as text, and what the metadata `kit.weights` adds."""
+    folders = (session.root() / "models").glob("*/")
+    found = {folder.name for folder in folders if any(f'"{folder.name}"' in c for c in cells)}
+    return sorted({*found, *book.metadata.get("kit", {}).get("weights", [])})
 
 
 def _lib_closure(cells: list[str]) -> dict[str, str]:

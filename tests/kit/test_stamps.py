@@ -72,6 +72,15 @@ def test_another_lock_or_other_weights_make_it_stale(finished):
     assert reason() == "changed: lock, weights"
 
 
+def test_weights_that_a_cell_names_need_no_metadata(finished):
+    other = finished / "models" / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"one")
+    edit_cell(finished, "colour='blue'", 'load(\\"other\\")')
+    assert reason() == "changed: cells, weights"
+    assert set(stamps.inputs("01_ising", "quick", QUICK)["weights"]) == {"tiny", "other"}
+
+
 def test_other_parameters_and_profiles_are_not_done(finished):
     assert reason({**QUICK, "seed": 1}) == "changed: parameters"
     assert reason({"profile": "full"}, "full") == "not run yet"
