@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard \
-	clean models pytest-theory pytest-rest
+	clean models pytest-first pytest-second
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
@@ -62,17 +62,17 @@ lint: ready ## ruff on .py and .ipynb
 
 test: lint ## lint, all notebooks in profile smoke, pytest with nbval
 	$(PIPELINE) run --profile smoke
-	@$(MAKE) --no-print-directory -j2 pytest-theory pytest-rest
+	@$(MAKE) --no-print-directory -j2 pytest-first pytest-second
 
 # Two halves of one thread each fill two cores better than one process of two threads.
 PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pytest
 
-pytest-theory:
-	$(PYTEST) tests/geometry tests/physics
-
-pytest-rest:
+pytest-first:
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
-	  tests/diffusion tests/kit tests/training tests/test_*.py notebooks
+	  tests/geometry tests/physics notebooks
+
+pytest-second:
+	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
 
 refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
 	$(PIPELINE) refresh
