@@ -244,8 +244,11 @@ def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False)
     bonds = np.zeros((len(beta), sweeps if record else 0), np.int64)
     totals = np.zeros_like(bonds)
     per_entry = (beta, field, _chances(beta), _chances(np.abs(field)), keys, spins, bonds, totals)
+    threads = torch.get_num_threads()
     for part in _blocks(len(beta), max(64, UPDATES_PER_BLOCK // (size**2 * sweeps))):
         _run(cluster, hot, sweeps, *(array[part] for array in per_entry))
+    # The compiled loop sets the number of OpenMP threads, which is also that of torch.
+    torch.set_num_threads(threads)
     return spins, bonds, totals
 
 

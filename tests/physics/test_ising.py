@@ -438,3 +438,11 @@ def test_the_levels_of_a_small_torus_give_its_partition_function():
         assert log_z == pytest.approx(ising.log_partition(0.4, 0.1, size), rel=1e-13)
     with pytest.raises(ValueError, match="size is 5"):
         ising_levels.levels(5)
+
+
+def test_sampling_leaves_the_threads_of_torch_alone():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ising.sample(np.full(200, 0.4), 0.0, 8)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
