@@ -64,7 +64,7 @@ def _load_autoencoder(folder: Path):
 
 
 def _autoencoder_data():
-    images = avatars.load("train", FACES, size=SIZE).images
+    images = avatars.load("train", FACES, size=SIZE, pink=False).images
     return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
 
 
