@@ -61,6 +61,33 @@ def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Cro
     return Crossing((low + high) / 2, directions, gap)
 
 
+def followed(
+    classify: Classify, start, end, *, reach: float = 0.5, tolerance: float = 1e-3
+) -> tuple[np.ndarray, Crossing | None]:
+    """Known borders under another classifier: the segments that still hold one, and where.
+
+    Each segment from start to end (b, 2) is prolonged by `reach` of its length at both ends, inside
+    the slice, because a border moves with the number of steps or the guidance. Returns a mask (b,)
+    of the segments whose ends differ and their crossings, None where no segment is left.
+    """
+    start, end = (torch.as_tensor(x, dtype=torch.float64) for x in (start, end))
+    way = reach * (end - start)
+    wide = torch.stack([start - way, end + way], 1).clamp(0, 1)
+    first, last = _labels(classify, wide).T
+    kept = first != last
+    if not kept.any():
+        return kept, None
+    low, high = wide[torch.from_numpy(kept)].unbind(1)
+    return kept, crossings(classify, low, high, tolerance=tolerance)
+
+
+def combined(labels) -> np.ndarray:
+    """One number (...) for each combination of k attributes (..., k), 0, 1, … in sorted order."""
+    labels = np.asarray(labels)
+    _, code = np.unique(labels.reshape(-1, labels.shape[-1]), axis=0, return_inverse=True)
+    return code.reshape(labels.shape[:-1])
+
+
 def _labels(classify: Classify, points: Tensor) -> np.ndarray:
     """Labels (b, k) of points (b, k, 2)."""
     return np.asarray(classify(points.flatten(0, 1))).reshape(points.shape[:2])

@@ -66,6 +66,13 @@ def test_a_set_without_a_slope_is_refused(mask, options, message):
         fractal.box_counting(mask, **options)
 
 
+def test_the_error_of_a_small_box_count_is_that_of_straight_lines():
+    mean, spread = fractal.line_spread(21, draws=60)
+    assert mean == pytest.approx(1, abs=3 * spread) and 0.01 < spread < 0.3
+    fine = fractal.line_spread(257, draws=20)
+    assert fine[0] == pytest.approx(1, abs=0.05) and fine[1] < spread
+
+
 def test_border_cells_are_those_with_two_labels():
     labels = np.array([[0, 0, 0, 2], [0, 0, 0, 2], [0, 0, 0, 2], [1, 0, 0, 2]])
     np.testing.assert_array_equal(fractal.border(labels), [[0, 0, 1], [0, 0, 1], [1, 0, 1]])

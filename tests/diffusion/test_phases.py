@@ -47,6 +47,37 @@ def test_segments_without_a_known_border_are_refused(start, end, options, messag
         phases.crossings(beyond, start, end, **options)
 
 
+def test_a_border_that_moved_is_followed_and_one_that_left_is_not():
+    def moved(t):
+        return t @ torch.tensor([1.0, 0.3], dtype=torch.float64) > 0.66
+
+    start = torch.tensor([[0.5, 0.3], [0.1, 0.3]], dtype=torch.float64)  # 0.59 and 0.19
+    end = start + torch.tensor([[0.06, 0.0]], dtype=torch.float64)  # the border is at 0.66
+    kept, found = phases.followed(moved, start, end, reach=0.5)
+    assert kept.tolist() == [True, False] and len(found.points) == 1
+    assert float(found.points[0] @ torch.tensor([1.0, 0.3]).double()) == pytest.approx(
+        0.66, abs=1e-3
+    )
+    kept, found = phases.followed(moved, start, end, reach=0.1)
+    assert not kept.any() and found is None
+
+
+def test_following_stays_inside_the_slice():
+    seen = []
+
+    def classify(t):
+        seen.append(t)
+        return t[:, 0] > 0.97
+
+    phases.followed(classify, [[0.9, 0.5]], [[1.0, 0.5]], reach=2.0)
+    assert float(torch.cat(seen).max()) == 1.0
+
+
+def test_combined_labels_tell_combinations_apart_and_nothing_else():
+    labels = np.array([[[0, 12], [1, 0]], [[0, 12], [0, 0]]])
+    np.testing.assert_array_equal(phases.combined(labels), [[1, 2], [1, 0]])
+
+
 def test_the_width_of_a_logistic_is_its_own():
     width = 0.02
 
