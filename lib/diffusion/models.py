@@ -6,6 +6,7 @@ The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative produ
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,10 @@ class Generator:
         used. With guidance g the answer is eps_neg + g (eps_prompt - eps_neg) (Ho and Salimans
         2022) from one call on 2n rows, the `negative` rows first. `prompt=None` is the empty
         prompt. Raises ValueError for a time outside the schedule, a prompt that is too long, or a
-        prompt or guidance for a model without text.
+        prompt or guidance for a model without text, and for a guidance that is not finite.
         """
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance = {guidance}: choose a finite number, 1 for none")
         t = self._times(t, x)
         if self.text_encoder is None:
             self._refuse_text(prompt, guidance)

@@ -6,6 +6,7 @@ We own the step, because the stock schedulers clip, shift the grid and end short
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import sqrt
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ def time_grid(steps: int, train_steps: int = 1000) -> list[int]:
     Without the 1e-6 rounding drops some times. A single step starts at the noisiest time. Raises
     ValueError unless 1 <= steps <= train_steps.
     """
-    if not 1 <= steps <= train_steps or steps != int(steps):
-        raise ValueError(f"steps = {steps}: choose an integer in 1 ... {train_steps}")
+    if not isinstance(steps, Integral) or not 1 <= steps <= train_steps:
+        raise ValueError(f"steps = {steps!r}: choose an integer in 1 ... {train_steps}")
     if steps == 1:
         return [train_steps - 1]
-    return [int(i / (steps - 1) * (train_steps - 1) + 1e-6) for i in range(int(steps))]
+    return [int(i / (steps - 1) * (train_steps - 1) + 1e-6) for i in range(steps)]
 
 
 def predicted(x: Tensor, eps: Tensor, alpha: float) -> Tensor:

@@ -251,10 +251,8 @@ def _with_outputs(name: str, source: nbformat.NotebookNode, executed: nbformat.N
 
 
 def _is_shown(output: nbformat.NotebookNode) -> bool:
-    """Widgets have no state in a file, and the path of a saved figure is the runner's own."""
-    data = output.get("data", {})
-    widget = "application/vnd.jupyter.widget-view+json" in data
-    return not widget and not str(data.get("text/plain", "")).startswith("PosixPath(")
+    """Widgets have no state in a file."""
+    return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
 def _clean_output(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:

@@ -72,11 +72,11 @@ def heatmap(
     return mesh
 
 
-def save_figure(fig: Figure, name: str, alt: str) -> Path:
+def save_figure(fig: Figure, name: str, alt: str) -> None:
     """Write NAME.png, its alt text NAME.txt and provenance NAME.json; show it, close it.
 
-    Returns the path of the PNG. Times, host and commit are no part of any of the three, so equal
-    figures are equal files.
+    They lie in the folder of the run's figures. Times, host and commit are no part of any of the
+    three, so equal figures are equal files.
 
     Raises:
         ValueError: for an empty alt text or a name that is no plain file name.
@@ -95,7 +95,6 @@ def save_figure(fig: Figure, name: str, alt: str) -> Path:
     session.write_atomically(folder / f"{name}.json", json.dumps(_provenance(), indent=1) + "\n")
     _show(png, alt)
     plt.close(fig)
-    return folder / f"{name}.png"
 
 
 def _png(fig: Figure, alt: str) -> bytes:

@@ -28,10 +28,15 @@ def test_grid_has_the_edit_steps_of_the_paper():
     assert sampling.time_grid(1) == [999]
 
 
-@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5])
+@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, "3"])
 def test_steps_outside_the_schedule_are_refused(gaussian, steps):
     with pytest.raises(ValueError, match=r"steps.*1 \.\.\. 1000"):
         sampling.ddim(gaussian, gaussian.noise(1, 0), steps=steps)
+
+
+def test_guidance_that_is_not_finite_is_refused(gaussian):
+    with pytest.raises(ValueError, match="guidance"):
+        sampling.ddim(gaussian, gaussian.noise(1, 0), steps=2, guidance=float("nan"))
 
 
 @pytest.mark.parametrize("betas", [LINEAR, SCALED])
