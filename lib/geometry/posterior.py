@@ -13,6 +13,7 @@ import pickle
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -454,6 +455,9 @@ def _planes(samples: Tensor) -> Tensor:
 
 def _check_settings(settings: dict) -> None:
     """Refuse sizes that no training can use."""
+    for name, least in (("bundle", 1), ("neighbours", 1), ("grid", 2), ("steps", 1), ("batch", 2)):
+        if not isinstance(settings[name], Integral) or settings[name] < least:
+            raise ValueError(f"{name}={settings[name]!r}; give an integer of at least {least}")
     bundle, neighbours, bump = (settings[name] for name in ("bundle", "neighbours", "bump"))
     if not 1 <= bundle <= neighbours:
         raise ValueError(
@@ -467,6 +471,3 @@ def _check_settings(settings: dict) -> None:
         )
     if bump is not None and not 0 < bump < math.inf:
         raise ValueError(f"bump={bump}; give a positive width in units of the box, or None")
-    for name, least in (("grid", 2), ("steps", 1), ("batch", 2)):
-        if settings[name] < least:
-            raise ValueError(f"{name}={settings[name]}; give at least {least}")

@@ -21,6 +21,7 @@ from torch.nn.functional import softplus
 from tqdm.auto import tqdm
 
 from lib.geometry.networks import ConvexPotential, LocalStatistic, window_counts
+from lib.geometry.two_step import fit_posteriors as fit_posteriors  # the paper's second step
 
 Natural = Callable[[Tensor], Tensor]
 
