@@ -150,6 +150,30 @@ def flips_on(mask, labels) -> Flips:
     return Flips(float(share), float(on.mean()), int(flips.sum()))
 
 
+def flip_share_error(mask, labels, *, blocks: int = 4) -> tuple[float, int]:
+    """Standard error of the share of `flips_on`, and the number of blocks with flips behind it.
+
+    Flips along one border are no independent units, so whole blocks × blocks rectangles of the
+    slice are left out in turn (jackknife of a ratio): √((k − 1) / k Σ (share₋ᵢ − mean)²). Zero with
+    fewer than two such rectangles. Raises ValueError for blocks without pairs.
+    """
+    mask, labels = np.asarray(mask, bool), np.asarray(labels)
+    most = min(mask.shape) // 2
+    if not 2 <= blocks <= most:
+        raise ValueError(f"blocks = {blocks} for a map of shape {mask.shape}; choose 2 ... {most}")
+    counts = []
+    for rows in np.array_split(np.arange(mask.shape[0]), blocks):
+        for columns in np.array_split(np.arange(mask.shape[1]), blocks):
+            own = flips_on(mask[np.ix_(rows, columns)], labels[np.ix_(rows, columns)])
+            counts += [(own.share * own.count, own.count)] if own.count else []
+    on, all_ = np.array(counts or [(0, 1)], float).T
+    k = len(counts)
+    if k < 2:
+        return 0.0, k
+    shares = (on.sum() - on) / (all_.sum() - all_)
+    return float(np.sqrt((k - 1) / k * np.square(shares - shares.mean()).sum())), k
+
+
 def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.ndarray:
     """Distance in t over which an attribute goes from 10 % to 90 % at its border, (b,).
 

@@ -136,3 +136,23 @@ def test_flips_on_a_mask_are_counted_by_pairs():
     assert np.isnan(phases.flips_on(mask, np.zeros((3, 3))).share)
     with pytest.raises(ValueError, match="one grid"):
         phases.flips_on(mask, LABELS[:2])
+
+
+def test_the_error_of_a_share_is_binomial_for_scattered_flips_and_larger_for_borders():
+    rng, side = np.random.default_rng(0), 60
+    scattered = [
+        (rng.random((side, side)) < 0.5, rng.random((side, side)) < 0.01) for _ in range(40)
+    ]
+    shares = [phases.flips_on(m, lab).share for m, lab in scattered]
+    errors = [phases.flip_share_error(m, lab, blocks=6)[0] for m, lab in scattered]
+    assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.35)
+    labels = np.indices((side, side))[0] > 29  # one straight border, on the mask to one half
+    half = np.indices((side, side))[1] < 30
+    binomial = (0.25 / phases.flips_on(half, labels).count) ** 0.5
+    assert phases.flip_share_error(half, np.roll(labels, 5, 0), blocks=6)[0] > 2 * binomial
+
+
+def test_the_error_of_a_share_needs_blocks_with_pairs():
+    with pytest.raises(ValueError, match="blocks = 9"):
+        phases.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=9)
+    assert phases.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=2) == (0.0, 0)
