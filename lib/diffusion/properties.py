@@ -18,6 +18,7 @@ from lib.diffusion.atoms import (
     as_latents,
     decompose,
     grassmann_distance,
+    random_distance,
 )
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import ddim, invert, time_grid
@@ -83,6 +84,26 @@ def subspace_distance(a: Tensor, b: Tensor, *, k: int) -> Tensor:
     return ((left + right) / 2).mean(-1)
 
 
+def neighbourhood(
+    path: Tensor, alphas: Sequence[float], *, k: int, seed: int
+) -> dict[str, np.ndarray]:
+    """ρ1 = d(W_t, W_t') / d_rand of neighbouring times by the route between them, (steps, n) each.
+
+    path: a trajectory (steps + 1, n, c, h, w), alphas: of its first `steps` rows. Routes: "model";
+    "straight path" between the same ends and "fresh noise" on the same image, which no model has
+    seen; "other seed", the distance to another trajectory at the same time.
+    """
+    levels, unit = [*alphas, 1.0], random_distance(path.shape[-1], k)[0]
+    routes = {
+        "model": path,
+        "straight path": straight_path(path[-1], path[0], levels),
+        "fresh noise": fresh_path(path[-1], levels, seed=seed),
+    }
+    rho = {name: subspace_distance(x[:-1], x[1:], k=k) for name, x in routes.items()}
+    rho["other seed"] = subspace_distance(path, path.roll(1, 1), k=k)[:-1]
+    return {name: d.cpu().numpy() / unit for name, d in rho.items()}
+
+
 def random_move(latents: Tensor, eta: float, *, seed: int) -> Tensor:
     """x + η ‖x‖_F a bᵀ per channel with random unit a, b: the null of an energy-matched move."""
     x = as_latents(latents)
@@ -111,6 +132,13 @@ def responses(moves: Sequence[Tensor], finish: Callable[[Tensor], Tensor], base:
     return torch.stack([(finish(move) - base).abs() for move in moves])
 
 
+def scrambled(pattern: Tensor, *, seed: int = 0) -> Tensor:
+    """The pattern (n, c, h, w) with rows and columns permuted: equal singular values, no place."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (torch.from_numpy(rng.permutation(size)) for size in pattern.shape[-2:])
+    return pattern[..., rows, :][..., columns]
+
+
 def pattern_ranks(latents: Tensor, pattern: Tensor) -> Tensor:
     """Rank, 1 the largest, of the atom nearest to a pattern, mean over channels, (...).
 
@@ -129,6 +157,15 @@ def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> T
     """
     found = torch.as_tensor(grid)[:, None].expand(ranks.shape)
     return torch.where(ranks <= rank, found, -1).amax(0)
+
+
+def crossing(ranks, grid: Sequence[int], *, rank: float = 3) -> int:
+    """Largest training time at which half of the columns of ranks (t, n) are at most `rank`, or -1.
+
+    grid: the training times of the rows.
+    """
+    low = np.median(np.asarray(ranks), axis=1) <= rank
+    return int(np.where(low, np.asarray(grid), -1).max())
 
 
 def signal(pattern: Tensor) -> Tensor:

@@ -156,6 +156,7 @@ _SVD = _group(
     ("mobility", "P3a: fine attributes rise in rank as noise falls (Kendall tau)"),
     ("crossing_time", "P3b: coarse attributes appear first, at the predicted time"),
     ("edit_success", "A1: AVI adds the attribute at less side effect than other methods"),
+    ("late_edit", "A1b: late, injection adds the attribute where a switch fails (success gained)"),
     ("ablation_target", "A2: without the target loss the attribute is not introduced"),
     ("ablation_source", "A2: without the source loss identity is lost"),
     ("ablation_target_values", "A2: without the target regulariser colours saturate"),

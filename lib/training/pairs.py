@@ -34,6 +34,8 @@ ATTRIBUTES = {
     "beanie": Attribute("hair", "fade", "beanie"),
     "big smile": Attribute("mouth", "frown", "bigSmile", {"facial_hair": BARE}),
     "smile": Attribute("mouth", "frown", "smile", {"facial_hair": BARE}),
+    "grey hair": Attribute("hair_colour", "2b1b17", "9c9c9c", {"hair": COLOURED}),
+    "dark skin": Attribute("skin", "eeb4a4", "623d36"),
 }
 
 

@@ -55,6 +55,17 @@ def test_subspace_distance_is_zero_for_scaled_latents_and_random_for_noise():
     assert d.shape == (12,) and abs(float(d.mean()) - mean) < 4 * spread / (12 * 6) ** 0.5
 
 
+def test_neighbourhoods_of_a_straight_path_are_its_own_null():
+    alphas = [0.01, 0.3, 0.7]
+    path = properties.straight_path(draw(5, 2, 16, 16), draw(5, 2, 16, 16, seed=1), [*alphas, 1.0])
+    path[0] = draw(5, 2, 16, 16, seed=1)
+    rho = properties.neighbourhood(path, alphas, k=3, seed=0)
+    assert {r.shape for r in rho.values()} == {(3, 5)}
+    assert np.allclose(rho["model"][1:], rho["straight path"][1:])
+    assert (rho["model"] < rho["fresh noise"])[:-1].all()  # at the end both meet the image
+    assert abs(rho["other seed"][0].mean() - 1) < 0.1  # two independent noises: random
+
+
 def test_random_and_shuffled_moves_have_the_length_of_an_atom_move_and_rank_one():
     x, eta = draw(3, 2, 8, 8), 0.15
     size = eta * torch.linalg.matrix_norm(x)
@@ -91,6 +102,19 @@ def test_a_pattern_has_the_rank_of_its_atom_and_its_own_strength():
 def test_the_crossing_is_the_noisiest_time_of_small_rank():
     ranks = torch.tensor([[20.0, 2.0, 9.0], [3.0, 9.0, 9.0], [1.0, 1.0, 9.0]])
     assert properties.first_rank_time(ranks, [900, 500, 100]).tolist() == [500, 900, -1]
+
+
+def test_half_of_the_faces_decide_the_crossing():
+    ranks = np.array([[9, 9, 9, 9], [1, 1, 9, 9], [1, 1, 3, 9], [1, 1, 1, 1]], float)
+    assert properties.crossing(ranks, [900, 600, 300, 100]) == 300
+    assert properties.crossing(torch.from_numpy(ranks[:1]), [900]) == -1
+
+
+def test_a_scrambled_pattern_keeps_its_strength_and_leaves_its_place():
+    pattern = draw(2, 3, 8, 8)
+    moved = properties.scrambled(pattern, seed=1)
+    assert torch.allclose(properties.signal(moved), properties.signal(pattern))
+    assert not torch.equal(moved, pattern)
 
 
 def test_the_sign_flip_p_is_that_of_all_sign_patterns():
