@@ -199,6 +199,50 @@ def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
     return None
 
 
+class Matched(NamedTuple):
+    """What an edit costs where it reaches a gain: intervals, and the strength that reaches it."""
+
+    strength: float
+    off_target: Interval
+    unchanged: Interval
+    distance: Interval
+
+
+def matched(
+    strengths: Sequence[float],
+    scores: Sequence[Scores],
+    distances: Sequence[Tensor],
+    gain: float,
+    *,
+    draws: int = 300,
+) -> Matched | None:
+    """`at_gain` with bootstrap intervals over the images; None where no strength reaches the gain.
+
+    strengths rise; scores and distances (n,) hold one entry for each. Resamples that do not reach
+    the gain are left out, so that the intervals are those of the edits that do.
+    """
+
+    def at(field: str) -> Callable[..., float]:
+        def statistic(*parts: Scores | Tensor) -> float:
+            pairs = zip(parts[: len(scores)], parts[len(scores) :], strict=True)
+            rows = [Outcome(s.gain, s.off_target, s.unchanged, float(d.mean())) for s, d in pairs]
+            found = at_gain(rows, gain)
+            return float("nan") if found is None else getattr(found, field)
+
+        return statistic
+
+    gains = [s.gain for s in scores]
+    if max(gains) < gain:
+        return None
+    first = next(i for i, g in enumerate(gains) if g >= gain)
+    before = (0.0, 0.0) if first == 0 else (strengths[first - 1], gains[first - 1])
+    part = (gain - before[1]) / (gains[first] - before[1])
+    columns = (
+        interval(at(field), *scores, *distances, draws=draws) for field in Matched._fields[1:]
+    )
+    return Matched(before[0] + part * (strengths[first] - before[0]), *columns)
+
+
 def interval(
     statistic: Callable[..., float], *samples: Scores | Tensor, draws: int = 1000, seed: int = 0
 ) -> Interval:

@@ -123,9 +123,8 @@ def fine_tune(
     -log((1 + cos(ΔI, ΔT)) / 2) + w |image − source|_1 through all of them. encode, direction: as in
     `directions.train`. Apply it with `ddim(tuned, x_start, steps=steps, start=t_start)`.
     """
-    tuned = copy.copy(generator)
-    tuned.unet = copy.deepcopy(generator.unet).requires_grad_(True)
-    tuned._hash = None
+    tuned = with_weights(generator, generator.unet.state_dict())
+    tuned.unet.requires_grad_(True)
     optimiser = torch.optim.Adam(tuned.unet.parameters(), lr=rate)
     for part in latents.split(batch):
         middle = ddim(generator, part, steps=steps, stop=t_start)
@@ -141,6 +140,15 @@ def fine_tune(
     return tuned
 
 
+def with_weights(generator: Generator, state: Mapping[str, Tensor]) -> Generator:
+    """A copy of the model whose U-Net has these weights, {name: tensor}; the copy is frozen."""
+    twin = copy.copy(generator)
+    twin.unet, twin._hash = copy.deepcopy(generator.unet), None
+    twin.unet.load_state_dict(state)
+    twin.unet.requires_grad_(False)
+    return twin
+
+
 def blend(generator: Generator, tuned: Generator, weight: float) -> Generator:
     """The model with weights θ + w (θ_tuned − θ): the strength of a fine-tuned edit.
 
@@ -151,10 +159,7 @@ def blend(generator: Generator, tuned: Generator, weight: float) -> Generator:
     old, new = generator.unet.state_dict(), tuned.unet.state_dict()
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
         raise ValueError("the two models have different networks; tune a copy of this one")
-    mixed = copy.copy(generator)
-    mixed.unet, mixed._hash = copy.deepcopy(generator.unet), None
-    mixed.unet.load_state_dict({k: torch.lerp(old[k], new[k], weight) for k in old})
-    return mixed
+    return with_weights(generator, {k: torch.lerp(old[k], new[k], weight) for k in old})
 
 
 def _short_run(generator: Generator, x: Tensor, times: Sequence[int]) -> Tensor:

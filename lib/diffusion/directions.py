@@ -49,6 +49,11 @@ class DeltaBlock(nn.Module):
             nn.init.zeros_(self.last.bias)
         self.to(generator.device, generator.dtype)
 
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 (16 hex digits) of the weights and of the model they belong to."""
+        return _digest(*sorted(self.owners), *self.state_dict().values())
+
     def forward(self, h: Tensor, t: int) -> Tensor:
         """Δh of the shape of h, (n, C, height, width), at one training time."""
         channels = self.first.in_channels
@@ -79,6 +84,11 @@ class DirectDelta(nn.Module):
         self.times = [int(t) for t in times]
         self.owners = frozenset({generator.weight_hash})
         self.change = nn.Parameter(start.to(generator.device, generator.dtype))
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 (16 hex digits) of the changes and of the model they belong to."""
+        return _digest(*sorted(self.owners), *self.state_dict().values())
 
     def forward(self, h: Tensor, t: int) -> Tensor:
         """Δh_t of one sample, (channels, height, width)."""

@@ -4,9 +4,8 @@ Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (202
 of the mid-block, before the first skip connection joins it; the skips stay as they are.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakSet
@@ -14,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from lib.diffusion.deltas import Delta, Sum, combine, constant, finite_number, per_step
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import (
     _bar,
@@ -29,7 +29,21 @@ from lib.diffusion.sampling import (
     update,
 )
 
-Delta = Callable[[Tensor, int], Tensor]
+__all__ = [
+    "Delta",
+    "Edit",
+    "asyrp",
+    "capture",
+    "combine",
+    "constant",
+    "edit",
+    "h_shape",
+    "inject",
+    "per_step",
+    "predictions",
+    "reconstruct",
+]
+
 Rows = Sequence[bool] | Sequence[int] | slice | None
 MIDDLE = "mid_block"
 _shifted: WeakSet[nn.Module] = WeakSet()
@@ -101,36 +115,6 @@ def h_shape(generator: Generator, *, layer: str = MIDDLE) -> tuple[int, ...]:
     with torch.no_grad(), capture(generator, layer=layer) as h:
         generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0)
     return tuple(h[0].shape[1:])
-
-
-def constant(change: Tensor) -> Delta:
-    """The same Δh at every time; change: (channels, height, width), or one such row per sample."""
-    change = _finite(change, "change")
-    return lambda h, t: change.to(h)
-
-
-def per_step(changes: Mapping[int, Tensor]) -> Delta:
-    """Δh_t from {t: (channels, height, width)}; a time that is not there takes the nearest one."""
-    if not changes:
-        raise ValueError("changes is empty; give Δh for at least one training time")
-    changes = {int(t): _finite(v, f"changes[{t}]") for t, v in changes.items()}
-    return lambda h, t: changes[min(changes, key=lambda s: abs(s - t))].to(h)
-
-
-def combine(strengths: Mapping[Delta, float]) -> Delta:
-    """Several attributes at once: Σ_i c_i Δh_i / sqrt(n), from {Δh_i: c_i} (Asyrp, released code).
-
-    Raises ValueError for no attribute or a strength that is not finite.
-    """
-    if not strengths:
-        raise ValueError("strengths is empty; give at least one {delta: strength}")
-    weights = {d: _number(c, "strength") / math.sqrt(len(strengths)) for d, c in strengths.items()}
-
-    def shift(h: Tensor, t: int) -> Tensor:
-        return sum(weight * delta(h, t) for delta, weight in weights.items())
-
-    shift.owners = frozenset().union(*(getattr(d, "owners", ()) for d in weights))
-    return shift
 
 
 def predictions(
@@ -233,8 +217,8 @@ def edit(
     """
     x = _latents(generator, latents, finite=True)
     _check_phases(t_edit, t_boost, len(generator.alphas))
-    scale = _number(strength, "strength") * _step_ratio(trained_steps, steps)
-    shift, prompts = _scaled(delta, scale), _per_row(prompt, len(x))
+    scale = finite_number(strength, "strength") * _step_ratio(trained_steps, steps)
+    shift, prompts = Sum((delta,), (scale,)), _per_row(prompt, len(x))
     down = _downward(time_grid(steps, len(generator.alphas)), None, None)
     pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
     rest = down[len(pairs) :]
@@ -393,27 +377,3 @@ def _step_ratio(trained_steps: int | None, steps: int) -> float:
     if trained_steps < 1:
         raise ValueError(f"trained_steps = {trained_steps}: give the number of steps of training")
     return trained_steps / steps
-
-
-def _scaled(delta: Delta, scale: float) -> Delta:
-    def shift(h: Tensor, t: int) -> Tensor:
-        return scale * delta(h, t)
-
-    shift.owners = getattr(delta, "owners", frozenset())
-    return shift
-
-
-def _number(value: float, name: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} = {value}: give a finite number")
-    return float(value)
-
-
-def _finite(change: Tensor, name: str) -> Tensor:
-    change = torch.as_tensor(change)
-    if change.ndim not in (3, 4) or not bool(change.isfinite().all()):
-        raise ValueError(
-            f"{name} has shape {tuple(change.shape)}; give finite values of shape (channels, "
-            "height, width)"
-        )
-    return change

@@ -1,4 +1,7 @@
-"""Averages over samples: mean Δh of an f_t, labelled mean differences of h, mean Δε of a Δh."""
+"""Averages over samples: mean Δh of an f_t, labelled mean differences of h, mean Δε of a Δh.
+
+All come as `deltas.PerStep`: {t: change}, and callable as a Δh.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -7,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.diffusion import hspace
+from lib.diffusion import directions, hspace
+from lib.diffusion.deltas import PerStep, per_step
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import _downward, ddim, time_grid, update
 
@@ -17,7 +21,7 @@ Labels = Callable[[Tensor], Mapping[str, Tensor]]
 class Means(NamedTuple):
     """Mean Δh over samples at each edited time, {t: (C, h, w)}, and their mean over the times."""
 
-    per_step: dict[int, Tensor]
+    per_step: PerStep
     overall: Tensor
 
 
@@ -41,11 +45,11 @@ def mean_over_samples(
         hspace.edit(generator, latents, record, decode=False, **options)
     if not sums:
         raise ValueError("no step was edited; choose a smaller t_edit")
-    per_step = {t: total / len(latents) for t, total in sums.items()}
-    return Means(per_step, torch.stack(list(per_step.values())).mean(0))
+    mean = per_step({t: total / len(latents) for t, total in sums.items()})
+    return Means(mean, torch.stack(mean.changes).mean(0))
 
 
-def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> dict[int, Tensor]:
+def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> PerStep:
     """v_t = mean h_t of the samples with the attribute minus that of those without (Haas et al.).
 
     h: {t: (n, C, height, width)} from `hspace.capture`; labels: (n,). Raises ValueError for another
@@ -56,7 +60,7 @@ def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> dict[int
         raise ValueError(f"{labels.numel()} labels for h of {len(next(iter(h.values())))} rows")
     if bool(labels.all()) or not bool(labels.any()):
         raise ValueError("the labels are all alike; give samples with and without the attribute")
-    return {t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()}
+    return per_step({t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()})
 
 
 def labelled_differences(
@@ -68,7 +72,7 @@ def labelled_differences(
     layers: Sequence[str] = (hspace.MIDDLE,),
     batch: int = 16,
     prompt: str | None = None,
-) -> dict[str, dict[str, dict[int, Tensor]]]:
+) -> dict[str, dict[str, PerStep]]:
     """`mean_difference` of every attribute at every layer, from one run: {layer: {name: {t: v}}}.
 
     The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
@@ -100,15 +104,35 @@ def labelled_differences(
 
     names, times = list(found), sorted({t for _, t in sums})
     return {
-        k: {names[i - 1]: {t: difference(k, t, i) for t in times} for i in split} for k in layers
+        k: {names[i - 1]: per_step({t: difference(k, t, i) for t in times}) for i in split}
+        for k in layers
     }
 
 
-def random_like(changes: Mapping[int, Tensor], seed: int) -> dict[int, Tensor]:
+def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
     """One Gaussian direction with the norm of each Δ_t: what a direction without meaning does."""
     shape = next(iter(changes.values())).shape
     draw = unit_normal(tuple(shape), seed)
-    return {t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()}
+    return per_step({t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()})
+
+
+def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Tensor]]) -> PerStep:
+    """`directions.project` at every time: the part of Δ_t that the protected ones do not share."""
+    return per_step(
+        {t: directions.project(v, [other[t] for other in protected]) for t, v in changes.items()}
+    )
+
+
+def agreement(changes: Mapping[int, Tensor], *, above: float = 0) -> float:
+    """Mean cosine of the changes of all pairs of times t >= above: 1 for one direction.
+
+    Raises ValueError for fewer than two such times.
+    """
+    rows = torch.stack([v.double().flatten() for t, v in sorted(changes.items()) if t >= above])
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} times lie at or above {above}; a pair is needed")
+    unit, n = torch.nn.functional.normalize(rows, dim=1), len(rows)
+    return float(((unit @ unit.T).sum() - n) / (n * (n - 1)))
 
 
 def mean_epsilon(
@@ -120,7 +144,7 @@ def mean_epsilon(
     t_edit: float,
     strength: float = 1.0,
     batch: int = 8,
-) -> dict[int, Tensor]:
+) -> PerStep:
     """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
 
     The partner of a Δh in ε-space: on a single sample it makes the same edit. Raises ValueError
@@ -138,4 +162,4 @@ def mean_epsilon(
                 sums[t] = sums[t] + (eps - plain).sum(0)
                 alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
                 x = update(x, eps, alpha, alpha_next, eps_direction=plain)
-    return {t: total / len(latents) for t, total in sums.items()}
+    return per_step({t: total / len(latents) for t, total in sums.items()})

@@ -2,19 +2,24 @@
 
     python -m lib.training.hspace [ATTRIBUTE ...] [--model avatars-ddpm] [--out models/hspace]
 
-The kit's CLIP steers f_t; no judge is used in training.
+writes one file below 1 MB per attribute, which `directions.load` reads, and prints the seconds that
+it took. The kit's CLIP steers f_t; no judge is used in training.
 """
 
 import argparse
 import itertools
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lib import attributes, judge
-from lib.diffusion import directions, models, schedule
+from lib.diffusion import baselines, directions, models, schedule
+from lib.diffusion.sampling import time_grid
 from lib.training import avatars, captions
 
 FOLDER = judge.MODELS / "hspace"
@@ -55,24 +60,66 @@ def encode(images: Tensor) -> Tensor:
     return judge.embed_images(images.clamp(-1, 1))
 
 
+class Fit(NamedTuple):
+    """A finished training: weights by name, one row per batch, and the seconds it took."""
+
+    state: dict[str, Tensor]
+    history: list[dict[str, float]]
+    seconds: float
+
+
 def train_block(
     generator: models.Generator,
     name: str,
     latents: Tensor,
     *,
     t_edit: float,
+    direct: bool = False,
     checkpoint: Path | None = None,
     **settings: object,
-) -> tuple[directions.DeltaBlock, list[dict[str, float]]]:
+) -> tuple[nn.Module, list[dict[str, float]]]:
     """f_t of one attribute and its history, from the model's own samples of `latents`.
 
-    settings: those of `directions.train` that differ from `SETTINGS`.
+    direct: Δh_t itself as parameters, one per edited step, in place of the network. settings: those
+    of `directions.train` that differ from `SETTINGS`.
     """
     direction = text_direction(name, device=generator.device)
-    block = directions.DeltaBlock(generator)
     chosen = {"t_edit": t_edit, "checkpoint": checkpoint, **SETTINGS, **settings}
+    block = _block(generator, direct, chosen["steps"], t_edit)
     history = directions.train(generator, block, latents, encode, direction, **chosen)
     return block.requires_grad_(False), history
+
+
+def fit_block(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
+    """`train_block` as values that a cache can keep; `block_of` makes the Δh of it."""
+    begin = time.perf_counter()
+    block, history = train_block(generator, name, latents, **options)
+    return Fit(block.state_dict(), history, time.perf_counter() - begin)
+
+
+def block_of(
+    generator: models.Generator, fit: Fit, *, direct: bool = False, steps: int = 20, t_edit: float
+) -> nn.Module:
+    """The f_t, or the direct Δh_t, of a finished training."""
+    block = _block(generator, direct, steps, t_edit)
+    block.load_state_dict(fit.state)
+    return block.eval().requires_grad_(False)
+
+
+def _block(generator: models.Generator, direct: bool, steps: int, t_edit: float) -> nn.Module:
+    times = [t for t in time_grid(steps, len(generator.alphas)) if t >= t_edit]
+    return directions.DirectDelta(generator, times) if direct else directions.DeltaBlock(generator)
+
+
+def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
+    """`baselines.fine_tune` towards an attribute; `baselines.with_weights` makes the model of it.
+
+    The history is empty.
+    """
+    begin = time.perf_counter()
+    direction = text_direction(name, device=generator.device)
+    tuned = baselines.fine_tune(generator, latents, encode, direction, **options)
+    return Fit(tuned.unet.state_dict(), [], time.perf_counter() - begin)
 
 
 class NoisyClassifier(nn.Module):
@@ -80,7 +127,7 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, heads: dict[str, int], *, width: int = 32) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.config = heads, {"heads": heads, "width": width}
         self.time = nn.Sequential(nn.Linear(1, 4 * width), nn.SiLU())
         self.inside = nn.Sequential(
             nn.Conv2d(3, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU(),
@@ -131,21 +178,28 @@ def train_classifier(
     return network.eval().requires_grad_(False)
 
 
-def class_gradient(network: NoisyClassifier, alphas: Tensor, name: str):
-    """The function (x, t) -> ∇_x log p(attribute | x_t) for `baselines.guide`."""
-    attribute = attributes.named(name)
-    classes = list(avatars.CLASSES[attribute.head])
-    chosen = [classes.index(c) for c in attribute.classes]
+@dataclass(frozen=True, eq=False)
+class ClassGradient:
+    """The function (x, t) -> ∇_x log p(attribute | x_t) for `baselines.guide`.
 
-    def gradient(x: Tensor, t: int) -> Tensor:
+    alphas: (T,) cumulative products of the schedule that the network was trained for.
+    """
+
+    network: NoisyClassifier
+    alphas: Tensor
+    name: str
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """Gradient of the shape of x, (n, 3, 32, 32), at one training time."""
+        attribute = attributes.named(self.name)
+        classes = list(avatars.CLASSES[attribute.head])
+        chosen = [classes.index(c) for c in attribute.classes]
         with torch.enable_grad():
             point = x.detach().float().requires_grad_(True)
-            level = (1 - alphas[t]).sqrt().to(point).expand(len(point))
-            logits = network.to(point.device)(point, level)[attribute.head]
+            level = (1 - self.alphas[t]).sqrt().to(point).expand(len(point))
+            logits = self.network.to(point.device)(point, level)[attribute.head]
             value = logits.log_softmax(1)[:, chosen].logsumexp(1).sum()
             return torch.autograd.grad(value, point)[0].to(x)
-
-    return gradient
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -157,19 +211,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--images", type=int, default=256)
     chosen = parser.parse_args(arguments)
+    for name in chosen.names:
+        attributes.named(name)  # a misspelt one is refused before anything is trained
     generator = models.load(chosen.model)
     faces = avatars.to_float(avatars.load("held-out", 32, size=generator.image_shape[1]).images)
     curves = schedule.curves(generator, faces, attributes.distance, steps=50)
     for name in chosen.names:
-        block, history = train_block(
-            generator,
-            name,
-            generator.noise(chosen.images, 10_000),
-            t_edit=schedule.t_edit(curves),
-            checkpoint=chosen.out / f"{name.replace(' ', '-')}.partial.safetensors",
+        file = chosen.out / f"{name.replace(' ', '-')}.safetensors"
+        seconds, history = _train_file(generator, name, file, chosen.images, curves)
+        print(
+            f"{name}: cosine {history[-1]['cosine']:.3f}, {seconds:.0f} s, written to {file.name} "
+            f"({file.stat().st_size / 1e6:.2f} MB)",
+            flush=True,
         )
-        path = directions.save(block, chosen.out / f"{name.replace(' ', '-')}.safetensors")
-        print(f"{name}: cosine {history[-1]['cosine']:.3f}, written to {path.name}", flush=True)
+
+
+def _train_file(
+    generator: models.Generator, name: str, file: Path, images: int, curves: schedule.Curves
+) -> tuple[float, list[dict[str, float]]]:
+    """Train one f_t into `file`, going on where a stopped training left its partial file."""
+    begin, partial = time.perf_counter(), file.with_suffix(".partial.safetensors")
+    block, history = train_block(
+        generator,
+        name,
+        generator.noise(images, 10_000),
+        t_edit=schedule.t_edit(curves),
+        checkpoint=partial,
+    )
+    directions.save(block, file, attribute=name, t_edit=schedule.t_edit(curves), **SETTINGS)
+    partial.unlink(missing_ok=True)
+    return time.perf_counter() - begin, history
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lib import attributes
-from lib.diffusion import models, rehearsal
-from lib.training import avatars, captions, hspace
+from lib.diffusion import directions, models, rehearsal
+from lib.diffusion import hspace as diffusion_hspace
+from lib.training import avatars, captions, hspace, published
 
 NAMES = list(avatars.PARTS)
 
@@ -40,7 +41,7 @@ def test_text_direction_is_that_of_drawing_the_attribute_on():
 def test_gradient_of_the_classifier_is_its_finite_difference():
     alphas = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
     network = hspace.train_classifier(alphas, updates=2, batch=8)
-    gradient = hspace.class_gradient(network, alphas, "glasses")
+    gradient = hspace.ClassGradient(network, alphas, "glasses")
     x, v = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     level = (1 - alphas[400]).sqrt().float().expand(2)
 
@@ -71,3 +72,46 @@ def test_block_trains_on_the_models_own_samples(tmp_path):
     assert len(history) == 2 and not any(p.requires_grad for p in block.parameters())
     with pytest.raises(ValueError, match="monocle"):
         hspace.train_block(generator, "monocle", generator.noise(2, 0), t_edit=500)
+
+
+def test_finished_training_is_the_change_that_was_trained(tmp_path):
+    folder = rehearsal.write_random("celebahq-256", tmp_path / "tiny", tiny=True)
+    generator = models.load(folder, device="cpu")
+    x, run = generator.noise(2, 0), {"t_edit": 500, "steps": 3}
+    h = torch.randn(2, *diffusion_hspace.h_shape(generator))
+    for direct in (False, True):
+        fit = hspace.fit_block(generator, "hat", x, direct=direct, batch=2, **run)
+        again = hspace.block_of(generator, fit, direct=direct, **run)
+        trained, _ = hspace.train_block(generator, "hat", x, direct=direct, batch=2, **run)
+        assert fit.seconds > 0 and again.weight_hash == trained.weight_hash
+        assert torch.equal(again(h, 999), trained(h, 999))
+
+
+def test_command_writes_small_files_that_load_again(tmp_path, capsys):
+    folder = rehearsal.write_random("celebahq-256", tmp_path / "celebahq", tiny=True)
+    arguments = ["hat", "--model", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
+    hspace.main(arguments)
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.name == "hat.safetensors" and file.stat().st_size < 1_000_000
+    block = directions.load(models.load(folder, device="cpu"), file)
+    assert block.owners and " s, written to hat.safetensors" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="monocle"):
+        hspace.main(["monocle", *arguments[1:]])
+
+
+def test_published_settings_run_on_a_small_checkpoint(tmp_path):
+    folder = rehearsal.write_random("celebahq-256", tmp_path / "celebahq", tiny=True)
+    generator = models.load(folder, device="cpu")
+    settings = published.DATA_SETS[published.data_set(str(folder))].settings
+    assert len(settings) == 13 and all(0.4 < s.cosine < 1 for s in settings)
+    for s in settings:  # the threshold of the text is the cosine times 0.33 on a rising curve
+        assert (s.t_edit > 400) == (s.cosine > 0.5)
+    x = generator.noise(2, 0)
+    row = published.edit(
+        generator, settings[0], settings[:1], t_edit=500, t_boost=100, latents=x, test=x, steps=3
+    )
+    assert row.cosine.shape == (2,) and float((row.edited - row.plain).abs().max()) > 0
+    with pytest.raises(ValueError, match="clip_folder"):
+        published.text_direction(settings[1], "")
+    with pytest.raises(ValueError, match="AFHQ-dog"):
+        published.data_set("my/dog-256")
