@@ -184,6 +184,9 @@ _MODELS = _group(
     ("ddpm_inversion", "pixel model: inversion returns the face, 50 steps (mean error)"),
     ("ddpm_inversion_100", "pixel model: inversion returns the face, 100 steps (mean error)"),
     ("ddpm_memory", "pixel model: samples are no copies (distance to training over held-out)"),
+    ("sd_frechet", "text model: nearer to faces than faces blurred by 0.7 px (Frechet)"),
+    ("sd_prompts", "text model: the asked attribute is there (share)", None, "1"),
+    ("sd_couples", "text model: two asked attributes are both there (share)", None, "1"),
 )
 
 CLAIMS: dict[str, Claim] = {
