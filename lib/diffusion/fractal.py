@@ -88,8 +88,13 @@ def line_spread(points: int, *, draws: int = 200, seed: int = 0, **options) -> t
 
 
 def border(labels) -> np.ndarray:
-    """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h)."""
+    """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h).
+
+    Raises ValueError for labels that are not on a grid.
+    """
     labels = np.asarray(labels)
+    if labels.ndim != 2 or min(labels.shape) < 2:
+        raise ValueError(f"labels have shape {labels.shape}; expected a grid (g, h) of 2 and more")
     first = labels[:-1, :-1]
     others = (labels[1:, :-1], labels[:-1, 1:], labels[1:, 1:])
     return np.logical_or.reduce([first != other for other in others])
@@ -130,10 +135,17 @@ def zoom(
 
     Raises:
         ValueError: a last window below points · resolution, naming the smallest useful one; a
-            factor that does not shrink; a window that is larger than the slice.
+            factor that does not shrink; a window that is larger than the slice; a centre outside
+            it; no level, fewer than two points; labels that are not one for each point.
     """
     if levels > 1 and not factor > 1:
         raise ValueError(f"factor = {factor}: choose one above 1, by which each window shrinks")
+    inside = len(centre) == 2 and all(0 <= c <= 1 for c in centre)
+    if levels < 1 or points < 2 or not inside:
+        raise ValueError(
+            f"levels = {levels}, points = {points}, centre = {list(centre)}; expected at least one "
+            "level, two points a side, and a centre (alpha, beta) in [0, 1]²"
+        )
     if not 0 < window <= 1:
         raise ValueError(f"window = {window}: choose an edge above 0 and up to 1, the whole slice")
     check_window(window / factor ** (levels - 1), points, resolution)
@@ -143,7 +155,13 @@ def zoom(
         edge = window / factor**level
         middle = middle.clip(edge / 2, 1 - edge / 2)
         low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
-        labels = np.asarray(classify(grid(points, low=low, high=high))).reshape(points, points)
+        labels = np.asarray(classify(grid(points, low=low, high=high)))
+        if labels.shape != (points**2,):
+            raise ValueError(
+                f"classify returned shape {labels.shape} for {points**2} points; expected "
+                f"({points**2},), one label for each"
+            )
+        labels = labels.reshape(points, points)
         found.append(Zoom(middle, edge, labels))
         cells = np.argwhere(border(labels))
         if len(cells) == 0 or level == levels - 1:
@@ -187,7 +205,7 @@ def difference_slopes(
     half = torch.as_tensor(distances, dtype=torch.float64).view(-1, 1, 1) * u / u.norm() / 2
     ends = torch.stack([t - half, t + half])  # (2, k, n, 2)
     gaps = (ends[1] - ends[0]).norm(dim=-1)
-    if min(distances) <= 0 or not bool((gaps > 0).all()):
+    if len(distances) == 0 or min(distances) <= 0 or not bool((gaps > 0).all()):
         raise ValueError(
             f"distances = {list(distances)}: expected positive numbers above the resolution of "
             "float64, 2e-16"

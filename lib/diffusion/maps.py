@@ -85,7 +85,7 @@ def smooth(values, width: float, *, spacing: float) -> np.ndarray:
 
     spacing: of the map's points. What lies beyond the edge repeats the edge.
     """
-    if width < 0 or spacing <= 0:
+    if not width >= 0 or not spacing > 0:
         raise ValueError(f"width = {width}, spacing = {spacing}: widths are >= 0, spacings above 0")
     return gaussian_filter(as_array(values), width / spacing, mode="nearest")
 

@@ -99,6 +99,11 @@ def flow(generator: Generator, latents: Tensor, *, steps: int = 200) -> Tensor:
     denoiser = generator.unet
     if not isinstance(denoiser, MixtureDenoiser):
         raise ValueError(f"{generator.source or 'this model'} is no mixture; use sampling.ddim")
+    if steps < 1 or torch.as_tensor(latents).shape[1:] != generator.latent_shape:
+        raise ValueError(
+            f"latents {tuple(torch.as_tensor(latents).shape)}, steps = {steps}; expected "
+            f"(n, {', '.join(map(str, generator.latent_shape))}) and at least one step"
+        )
     sigma, alpha = float(denoiser.sigma), generator.alpha(len(generator.alphas) - 1)
     x = torch.as_tensor(latents).to(generator.device, generator.dtype)
 
@@ -135,6 +140,11 @@ def quantile_flow(
     _check_sigma(sigma)
     means = np.asarray(means, dtype=float)
     shares = np.full(len(means), 1 / len(means)) if weights is None else np.asarray(weights)
+    if shares.shape != means.shape or not 0 <= alpha < 1:
+        raise ValueError(
+            f"weights {shares.shape} for means {means.shape}, alpha = {alpha}; expected one weight "
+            "for each mean and 0 <= alpha < 1"
+        )
     noisy = {"loc": sqrt(alpha) * means, "scale": sqrt(alpha * sigma**2 + 1 - alpha)}
     low, high = means.min() - 40 * sigma, means.max() + 40 * sigma
 
@@ -169,6 +179,8 @@ def total_stretch(sigma: float) -> float:
     Finite for every σ > 0, because a monotone flow keeps quantiles.
     """
     _check_sigma(sigma)
+    if sigma < 0.027:
+        raise ValueError(f"sigma = {sigma}: below 0.027 the stretch exceeds the range of float64")
     return sigma * exp(1 / (2 * sigma**2))
 
 

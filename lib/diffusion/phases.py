@@ -33,13 +33,20 @@ def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Cro
         tolerance: length of the last brackets in t; their middles are returned.
 
     Raises:
-        ValueError: shapes that differ, tolerance <= 0, or a segment with one label at both ends.
+        ValueError: shapes that differ, coordinates that are not finite, a tolerance that is not
+            positive or below the resolution of float64, or a segment with one label at both ends.
     """
     low, high = (torch.as_tensor(x, dtype=torch.float64).clone() for x in (start, end))
     if low.shape != high.shape or low.ndim != 2 or not tolerance > 0:
         raise ValueError(
             f"start {tuple(low.shape)}, end {tuple(high.shape)}, tolerance = {tolerance}; expected "
             "two (b, 2) and a length above zero"
+        )
+    finest = SECTIONS * torch.finfo(low.dtype).eps
+    if not bool((low + high).isfinite().all()) or tolerance < finest:
+        raise ValueError(
+            f"tolerance = {tolerance:.3g}, or coordinates that are not finite: brackets in float64 "
+            f"cannot be shorter than {finest:.1g}"
         )
     first, last = _labels(classify, torch.stack([low, high], 1)).T
     if (first == last).any():
@@ -82,8 +89,13 @@ def followed(
 
 
 def combined(labels) -> np.ndarray:
-    """One number (...) for each combination of k attributes (..., k), 0, 1, … in sorted order."""
+    """One number (...) for each combination of k attributes (..., k), 0, 1, … in sorted order.
+
+    Raises ValueError for a single number, which has no last axis of attributes.
+    """
     labels = np.asarray(labels)
+    if labels.ndim == 0 or labels.size == 0:
+        raise ValueError(f"labels have shape {labels.shape}; expected (..., k), not empty")
     _, code = np.unique(labels.reshape(-1, labels.shape[-1]), axis=0, return_inverse=True)
     return code.reshape(labels.shape[:-1])
 
@@ -97,9 +109,16 @@ def border_pairs(labels, weights=None, *, most: int, apart: int = 1) -> np.ndarr
     """Neighbours of a grid with different labels, (k, 2, 2) indices, the heaviest first.
 
     labels: (g, h). weights: (g, h), by default all equal; a pair weighs what its heavier end does.
-    apart: least distance in grid cells between the pairs chosen. Empty where nothing flips.
+    apart: least distance in grid cells between the pairs chosen. Empty where nothing flips. Raises
+    ValueError for labels and weights that are not on one grid, and most < 1.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 2 or (weights is not None and as_array(weights).shape != labels.shape):
+        raise ValueError(
+            f"labels {labels.shape} and weights {np.shape(weights)} are not on one grid (g, h)"
+        )
+    if most < 1:
+        raise ValueError(f"most = {most}: ask for at least one pair")
     pairs = np.concatenate([_neighbours(labels.shape, axis) for axis in (0, 1)])
     start, end = pairs[:, 0], pairs[:, 1]
     pairs = pairs[labels[tuple(start.T)] != labels[tuple(end.T)]]
@@ -179,8 +198,10 @@ def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.nda
 
     w = 2 log 9 / |dℓ/ds| for the logistic with the slope of the log-odds ℓ at the crossing, by a
     central difference over `step`. log_odds: coordinates (n, 2) -> (n,), or (n, b) with one column
-    for each crossing, of which its own is read.
+    for each crossing, of which its own is read. Raises ValueError unless step > 0.
     """
+    if not step > 0:
+        raise ValueError(f"step = {step}: a difference needs a length above zero")
     half = crossing.directions * step / 2
     ends = torch.stack([crossing.points - half, crossing.points + half])
     values = as_array(log_odds(ends.reshape(-1, 2)))

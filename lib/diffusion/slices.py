@@ -51,7 +51,12 @@ class Slice:
 
     def coordinates(self, t) -> Tensor:
         """t as float64 (n, 2) on the anchors' device; raises ValueError as `latents` does."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=self.anchors.device)
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64, device=self.anchors.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"t is {type(t).__name__} ({error}); expected (n, 2) numbers"
+            ) from None
         if t.ndim != 2 or t.shape[1] != 2 or len(t) == 0:
             raise ValueError(f"t has shape {tuple(t.shape)}; expected (n, 2) with n >= 1")
         outside = ~((t >= 0) & (t <= 1)).all(1)
@@ -69,6 +74,10 @@ class Slice:
         eps / σ_min, where the smallest singular value σ_min of ∂latents/∂t per root of the number
         of entries is how far a typical entry, of size 1, moves per unit of t.
         """
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"dtype = {dtype}: choose a floating-point type, such as torch.float32"
+            )
         point = self.coordinates([list(t)])
         moves = [
             torch.func.jvp(lambda s: self.latents(s, dtype=torch.float64), (point,), (e[None],))[1]
@@ -81,11 +90,19 @@ class Slice:
 
 def _stacked(anchors: Tensor | Sequence[Tensor]) -> Tensor:
     """Three anchors as one floating-point tensor (3, ...)."""
-    parts = [torch.as_tensor(a) for a in anchors]
+    try:
+        parts = [torch.as_tensor(a) for a in anchors]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"anchors are {type(anchors).__name__} ({error}); expected three latents of one shape, "
+            "such as noise(3, seed)"
+        ) from None
     shapes = [tuple(p.shape) for p in parts]
     if len(parts) != 3 or len(set(shapes)) > 1:
         raise ValueError(f"anchors have shapes {shapes}; expected three latents of one shape")
     stacked = torch.stack(parts).detach()
+    if stacked.is_complex():
+        raise ValueError("anchors are complex; latents are real numbers")
     stacked = stacked if stacked.is_floating_point() else stacked.double()
     if not bool(stacked.isfinite().all()):
         raise ValueError("anchors hold NaN or infinite values; check what made them")
@@ -110,10 +127,17 @@ def grid(
 ) -> Tensor:
     """A regular grid of points² coordinates, (points², 2) float64, β fastest, corners included.
 
-    Values on it become a map by `.reshape(points, points, ...)`.
+    Values on it become a map by `.reshape(points, points, ...)`. Raises ValueError for points < 2
+    and corners that are not two numbers each.
     """
+    if points != int(points) or points < 2 or len(low) != 2 or len(high) != 2:
+        raise ValueError(
+            f"points = {points}, low = {low}, high = {high}; expected an integer of at least 2 and "
+            "two corners (alpha, beta)"
+        )
     axes = [
-        torch.linspace(a, b, points, dtype=torch.float64) for a, b in zip(low, high, strict=True)
+        torch.linspace(a, b, int(points), dtype=torch.float64)
+        for a, b in zip(low, high, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
@@ -144,6 +168,8 @@ def render(
     differentiable: one piece under torch.func, for `pullback_metric`; not cached.
     Raises ValueError for coordinates outside the slice, and as `sampling.ddim` does.
     """
+    if not isinstance(plane, Slice):
+        raise ValueError(f"plane is {type(plane).__name__}: make one of three latents, Slice(z)")
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"dtype = {dtype}: choose torch.float32 or torch.float64, or leave it out")
     if cache is not None and not callable(cache):
@@ -173,7 +199,15 @@ def _piece(
     latents = plane.latents(t, dtype=generator.dtype)
     with nullcontext() if settings.get("differentiable") else torch.no_grad():
         images = sampling.ddim(generator, latents, **settings)
-        return images if features is None else features(images)
+        if features is None:
+            return images
+        seen = features(images)
+    rows = [len(x) if x.ndim else 0 for x in (seen if isinstance(seen, tuple) else (seen,))]
+    if any(n != len(images) for n in rows):
+        raise ValueError(
+            f"features returned {rows} rows for {len(images)} images; give one row for each image"
+        )
+    return seen
 
 
 class Refined(NamedTuple):
@@ -304,30 +338,53 @@ class _Quadtree:
         if len(rows) == 0:
             return
         new = as_array(self.evaluate(self.points[rows, columns]))
+        if new.ndim == 0 or len(new) != len(rows) or not np.isfinite(new).all():
+            raise ValueError(
+                f"evaluate returned shape {new.shape} for {len(rows)} points, or values that are "
+                "not finite; give one finite row for each point"
+            )
         if self.values is None:
             self.values = np.full((*self.sampled.shape, *new.shape[1:]), np.nan)
         self.values[rows, columns], self.sampled[rows, columns] = new, True
 
 
 def overlap(mask: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two masks; 1 where both are empty."""
+    """Intersection over union of two masks; 1 where both are empty, ValueError for two shapes."""
+    _same_shape(mask, other)
     union = np.logical_or(mask, other).sum()
     return float(np.logical_and(mask, other).sum() / union) if union else 1.0
 
 
 def relative_error(estimate: np.ndarray, truth: np.ndarray) -> float:
-    """Root mean square error of a map over the standard deviation of the true one."""
+    """Root mean square error of a map over the standard deviation of the true one.
+
+    Raises ValueError for shapes that differ and a constant truth.
+    """
     estimate, truth = as_array(estimate), as_array(truth)
+    if estimate.size == truth.size:  # a last axis of one feature may be left out
+        estimate = estimate.reshape(truth.shape)
+    _same_shape(estimate, truth)
     deviation = truth - truth.mean((0, 1), keepdims=True)
+    if not np.linalg.norm(deviation) > 0:
+        raise ValueError("the true map is constant or not finite: there is no unit for its error")
     return float(np.linalg.norm(estimate.ravel() - truth.ravel()) / np.linalg.norm(deviation))
 
 
 def stretch(metric) -> np.ndarray:
     """Largest singular value of J from metrics JᵀJ (..., 2, 2), (...): local Lipschitz constants.
 
-    Its logarithm is the finite-time Lyapunov exponent of the sampler.
+    Its logarithm is the finite-time Lyapunov exponent of the sampler. Raises ValueError for another
+    shape and values that are not finite.
     """
-    return np.sqrt(np.linalg.eigvalsh(as_array(metric))[..., -1].clip(min=0))
+    g = as_array(metric)
+    if g.ndim < 2 or g.shape[-1] != g.shape[-2] or not np.isfinite(g).all():
+        raise ValueError(f"metric has shape {g.shape}; expected finite (..., d, d), as JᵀJ is")
+    return np.sqrt(np.linalg.eigvalsh(g)[..., -1].clip(min=0))
+
+
+def _same_shape(a, b) -> None:
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"maps have shapes {np.shape(a)} and {np.shape(b)}; expected one shape")
 
 
 def neighbour_trace(values, spacing: float) -> np.ndarray:
@@ -335,8 +392,14 @@ def neighbour_trace(values, spacing: float) -> np.ndarray:
 
     values: (g, h, ...) features on a regular grid. Per axis |Δ|² / spacing², averaged over the two
     neighbours of a point, summed over axes: it tends to the trace of the pullback metric JᵀJ.
+    Raises ValueError for fewer than two points per axis and a spacing that is not positive.
     """
     values = torch.as_tensor(values).detach().cpu()
+    if values.ndim < 2 or min(values.shape[:2]) < 2 or not spacing > 0:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}, spacing = {spacing}; expected a grid "
+            "(g, h, ...) of two points and more per axis and a spacing above zero"
+        )
     values = values.reshape(*values.shape[:2], -1)
     values = values if values.is_floating_point() else values.double()
     total = np.zeros(values.shape[:2])
@@ -354,9 +417,15 @@ def ridges(stretches, *, contrast: float = 3.0) -> np.ndarray:
     """Mask of the ridges of a map of stretches (g, h): above `contrast` times its median.
 
     The scale is the map's own, so that a map without borders has none; where more than half of a
-    map is all but flat, everything else is a ridge.
+    map is all but flat, everything else is a ridge. Raises ValueError for values that are not
+    finite, another shape, and contrast <= 0.
     """
     stretches = as_array(stretches)
+    if stretches.ndim != 2 or not np.isfinite(stretches).all() or not contrast > 0:
+        raise ValueError(
+            f"stretches have shape {stretches.shape}, contrast = {contrast}; expected a finite map "
+            "(g, h) and a contrast above zero"
+        )
     return stretches > contrast * np.median(stretches)
 
 
@@ -381,6 +450,7 @@ def centres(labels: np.ndarray) -> np.ndarray:
     """Grid index (k, 2) of the point of each phase that is farthest from any other and the edge."""
     from scipy.ndimage import distance_transform_edt
 
+    labels = np.asarray(labels, int)
     depths = [distance_transform_edt(np.pad(labels == k, 1)) for k in range(1, labels.max() + 1)]
     found = [np.unravel_index(np.argmax(d[1:-1, 1:-1]), labels.shape) for d in depths]
     return np.array(found, int).reshape(-1, 2)
