@@ -94,7 +94,7 @@ def fit_block(generator: models.Generator, name: str, latents: Tensor, **options
     """`train_block` as values that a cache can keep; `block_of` makes the Δh of it."""
     begin = time.perf_counter()
     block, history = train_block(generator, name, latents, **options)
-    return Fit(block.state_dict(), history, time.perf_counter() - begin)
+    return Fit(dict(block.state_dict()), history, time.perf_counter() - begin)
 
 
 def block_of(
@@ -119,7 +119,7 @@ def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options
     begin = time.perf_counter()
     direction = text_direction(name, device=generator.device)
     tuned = baselines.fine_tune(generator, latents, encode, direction, **options)
-    return Fit(tuned.unet.state_dict(), [], time.perf_counter() - begin)
+    return Fit(dict(tuned.unet.state_dict()), [], time.perf_counter() - begin)
 
 
 class NoisyClassifier(nn.Module):
