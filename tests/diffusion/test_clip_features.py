@@ -36,6 +36,13 @@ def test_the_network_sees_what_the_librarys_own_processor_makes(embed, tmp_path)
     torch.testing.assert_close(found, expected / expected.norm(), rtol=0, atol=1e-4)
 
 
+def test_a_cache_knows_it_by_its_weights(embed):
+    assert clip_features.load(None).weight_hash == embed.weight_hash
+    other = clip_features.load(None)
+    other.network.visual_projection.weight += 1e-3
+    assert other.weight_hash != embed.weight_hash
+
+
 def test_a_folder_is_read_and_a_wrong_one_is_refused(tmp_path):
     clip_features._network(None, "").save_pretrained(tmp_path / "clip")
     found = clip_features.load(tmp_path / "clip")(some_images())
