@@ -222,25 +222,26 @@ def matched(
     the gain are left out, so that the intervals are those of the edits that do.
     """
 
-    def at(field: str) -> Callable[..., float]:
-        def statistic(*parts: Scores | Tensor) -> float:
-            pairs = zip(parts[: len(scores)], parts[len(scores) :], strict=True)
-            rows = [Outcome(s.gain, s.off_target, s.unchanged, float(d.mean())) for s, d in pairs]
-            found = at_gain(rows, gain)
-            return float("nan") if found is None else getattr(found, field)
+    def outcomes(*parts: Scores | Tensor) -> list[Outcome]:
+        pairs = zip(parts[: len(scores)], parts[len(scores) :], strict=True)
+        return [Outcome(s.gain, s.off_target, s.unchanged, float(d.mean())) for s, d in pairs]
 
-        return statistic
-
-    gains = [s.gain for s in scores]
-    if max(gains) < gain:
+    samples = (*scores, *distances)
+    value = at_gain(outcomes(*samples), gain)
+    if value is None:
         return None
-    first = next(i for i, g in enumerate(gains) if g >= gain)
-    before = (0.0, 0.0) if first == 0 else (strengths[first - 1], gains[first - 1])
-    part = (gain - before[1]) / (gains[first] - before[1])
-    columns = (
-        interval(at(field), *scores, *distances, draws=draws) for field in Matched._fields[1:]
-    )
-    return Matched(before[0] + part * (strengths[first] - before[0]), *columns)
+    n, rng = len(distances[0]), torch.Generator().manual_seed(0)
+    picks = torch.randint(n, (draws, n), generator=rng)
+    drawn = (at_gain(outcomes(*(_rows(s, pick) for s in samples)), gain) for pick in picks)
+    found = torch.tensor([o[1:] for o in drawn if o is not None] or [value[1:]]).double()
+    low, high = found.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
+    columns = zip(value[1:], found.std(0, unbiased=False), low, high, strict=True)
+    gains = [0.0, *(s.gain for s in scores)]
+    i = next(i for i, g in enumerate(gains) if i and g >= gain)
+    part = (gain - gains[i - 1]) / (gains[i] - gains[i - 1])
+    ends = (0.0, *strengths)[i - 1 : i + 1]
+    strength = ends[0] + part * (ends[1] - ends[0])
+    return Matched(strength, *(Interval(*map(float, c)) for c in columns))
 
 
 def interval(
