@@ -3,7 +3,6 @@
 Strengths of different methods have different units, so equal strength would compare the units.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,7 @@ from lib import attributes
 from lib.diffusion import baselines, hspace, sampling, unsupervised
 from lib.diffusion.deltas import Delta, PerStep
 from lib.diffusion.models import Generator
-
-
-class Timed(NamedTuple):
-    """What a call returned, and the seconds it took when it was computed."""
-
-    value: object
-    seconds: float
+from lib.timed import Timed, timed
 
 
 class Trial(NamedTuple):
@@ -61,13 +54,6 @@ class Tools:
 
 Way = Callable[[float], Timed]
 Keep = Callable[..., object]
-
-
-def timed(function: Callable, /, *args: object, **kwargs: object) -> Timed:
-    """function(*args, **kwargs) and its seconds, which a cache keeps together."""
-    begin = time.perf_counter()
-    value = function(*args, **kwargs)
-    return Timed(value, time.perf_counter() - begin)
 
 
 def ways(
