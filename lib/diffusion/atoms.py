@@ -54,16 +54,18 @@ def as_latents(latents, name: str = "latents") -> Tensor:
 def decompose(latents) -> tuple[Tensor, Tensor, Tensor]:
     """Channel-wise reduced SVD with fixed signs, x = U diag(S) Vh.
 
-    latents: (..., h, w), decomposed in their own precision. Returns U (..., h, r), S (..., r)
-    falling, Vh (..., r, w), r = min(h, w). Gauge: in each u_i the first of the entries of largest
+    latents: (..., h, w), decomposed in float64, as fast on a CPU at these sizes; the parts come
+    in the precision of the latents: U (..., h, r), S (..., r) falling, Vh (..., r, w),
+    r = min(h, w). Gauge: in each u_i the first of the entries of largest
     magnitude is positive, and v_i follows. Warns (`DegenerateWarning`, with the gap) where
     neighbouring singular values are closer than 1e-5 of the largest. Raises ValueError as
     `as_latents`.
     """
-    U, S, Vh = torch.linalg.svd(as_latents(latents), full_matrices=False)
+    x = as_latents(latents)
+    U, S, Vh = torch.linalg.svd(x.double(), full_matrices=False)
     _warn_degenerate(S)
     sign = _gauge(U)
-    return U * sign, S, Vh * sign.mT
+    return tuple(part.to(x.dtype) for part in (U * sign, S, Vh * sign.mT))
 
 
 def compose(U, S, Vh) -> Tensor:
