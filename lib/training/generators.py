@@ -136,7 +136,12 @@ def _pipeline(network):
 def _save_ddpm(network, folder: Path, metrics: dict) -> None:
     _pipeline(network).save_pretrained(folder)
     purpose = "Pixel diffusion model of the kit's faces at 32 px; it has never seen pink hair."
-    write_card(folder, "avatars-ddpm", purpose, metrics)
+    limits = (
+        "it knows drawn, frontal faces on plain backgrounds and nothing else: no textures, "
+        "poses or photographs. Samples are grainier than the faces and fewer of them are "
+        "complete (notebook 00)."
+    )
+    write_card(folder, "avatars-ddpm", purpose, limits, metrics)
 
 
 TASKS = {"avatars-ddpm": ddpm_task}

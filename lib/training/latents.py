@@ -308,7 +308,12 @@ def _save_text_to_image(network, folder: Path, metrics: dict) -> None:
         "Latent diffusion model of the kit's faces at 64 px from captions of its grammar; it has "
         "never seen pink hair."
     )
-    write_card(folder, "avatars-sd", purpose, metrics)
+    limits = (
+        "it knows the words of the kit's captions and drawn, frontal faces, nothing else. Its "
+        "colours drift: pale and yellowish backgrounds are too frequent, which its Fréchet "
+        "distance shows (notebook 00)."
+    )
+    write_card(folder, "avatars-sd", purpose, limits, metrics)
 
 
 TASKS = {"avatars-vae": autoencoder_task, "avatars-sd": text_to_image_task}

@@ -14,6 +14,10 @@ from lib import judge
 from lib.training import avatars, captions
 from lib.training.train import Task, write_card
 
+LIMITS = (
+    "it reads the kit's drawn faces and nothing else; on other images its answers mean nothing."
+)
+
 ATTRIBUTES = {name: list(avatars.CLASSES[name]) for name in captions.PHRASES}
 # Data seeds: the judges see faces that neither CLIP nor the generators, nor each other, have seen.
 JUDGE_SEEDS = {"a": 1, "b": 2}
@@ -199,7 +203,7 @@ def _save_judge(network: judge.Judge, folder: Path, metrics: dict) -> None:
     config["classes"] = {name: network.classes[name] for name in kept}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     purpose = f"Judge {network.name}: reads the attributes of the kit's drawn faces, no others."
-    write_card(folder, f"judge-{network.name}", purpose, metrics)
+    write_card(folder, f"judge-{network.name}", purpose, LIMITS, metrics)
 
 
 # --- kit CLIP -------------------------------------------------------------------------------------
@@ -362,7 +366,7 @@ def _save_clip(network, folder: Path, metrics: dict) -> None:
     copy.deepcopy(network).half().save_pretrained(folder)
     words.save_pretrained(folder)
     purpose = "Kit CLIP: compares the kit's drawn faces, no others, with captions of its grammar."
-    write_card(folder, "clip", purpose, metrics)
+    write_card(folder, "clip", purpose, LIMITS, metrics)
 
 
 TASKS = {

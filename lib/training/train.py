@@ -343,11 +343,12 @@ def _draw_samples(folder: Path, images: Tensor) -> None:
     os.replace(temporary, folder / "samples.png")
 
 
-def write_card(folder: Path, name: str, purpose: str, metrics: dict) -> None:
-    """README.md beside the weights: what it is, how it was made, what was measured, whose art."""
+def write_card(folder: Path, name: str, purpose: str, limits: str, metrics: dict) -> None:
+    """README.md beside the weights: what it is and is not, how it was made, what was measured."""
     from lib.training import avatars
 
     training = metrics["training"]
+    curve = " The loss curve of the training is in `metrics.json`." * ("loss_curve" in training)
     text = f"""---
 license: mit
 ---
@@ -362,6 +363,8 @@ faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}
 Measured on held-out label sets (`metrics.json`):
 
 {_table(metrics)}
+Limits: {limits}{curve}
+
 {avatars.attribution()}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
