@@ -1,6 +1,7 @@
 """Riemannian metrics on a parameter space: Fisher, pullback, tabulated, and what is read off them.
 
-A metric is any callable (n, d) -> (n, d, d). Hessians and derivatives of metrics are taken by
+A metric is any callable (n, d) -> (n, d, d). Hessians without a graph are taken by the rules of
+`jets`, at a third of the cost; where an operation has none, and for derivatives of metrics, by
 nested reverse mode, the one that most torch operations support: through the fused layer
 normalisation of this torch version forward over forward is silently wrong already at second order,
 reverse mode from the third order on, and its SiLU has no second forward derivative.
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points
 from lib.geometry.grids import from_grid as from_grid
+from lib.geometry.jets import Unsupported, hessian
 
 # Rows at once on a CPU: the activations of a 512-wide network then stay in its cache.
 CPU_ROWS = 256
@@ -24,8 +26,9 @@ def fisher_metric(
 ) -> Tensor:
     """Fisher metric of an exponential family, the Hessian of its log-partition function.
 
-    g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, by nested reverse mode in blocks of
-    rows that fit a cache.
+    g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, in blocks of rows that fit a cache: by
+    one forward and one reverse pass, or by nested reverse mode where the result keeps its graph or
+    the potential holds an operation without a rule in `jets`.
 
     Args:
         potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
@@ -41,6 +44,11 @@ def fisher_metric(
     t = as_points(t)
     keep = t.requires_grad if keep_graph is None else keep_graph
     rows = CPU_ROWS if t.device.type == "cpu" else GPU_ROWS
+    if not keep:
+        try:
+            return torch.cat([hessian(potential, block) for block in t.split(2 * rows)])
+        except Unsupported:
+            pass
     with torch.set_grad_enabled(keep and torch.is_grad_enabled()):
         return torch.cat([_hessian(potential, block) for block in t.split(rows)])
 
