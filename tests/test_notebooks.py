@@ -120,6 +120,7 @@ def test_its_figures_are_committed(path):
     saved = {
         name
         for cell in code_cells(path)
+        if any("image/png" in output.get("data", {}) for output in cell.outputs)
         for name in re.findall(r'save_figure\([^"]*"(\w+)"', cell.source)
     }
     assert saved and saved <= {figure.stem for figure in folder.glob("*.png")}

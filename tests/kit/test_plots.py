@@ -65,6 +65,24 @@ def test_a_heavy_figure_is_reported(session_in):
         plots.save_figure(fig, "heavy", ALT)
 
 
+def test_a_figure_of_images_gets_a_palette_and_keeps_its_description(session_in):
+    fig, ax = plots.figure("page", 4)
+    ax.imshow(np.random.default_rng(0).random((100, 100, 3)), interpolation="nearest")
+    plots.save_figure(fig, "strip", ALT)
+    with Image.open(session_in / "strip.png") as image:
+        assert image.mode == "P" and image.size == (690, 400)
+        assert image.text == {"Description": ALT}
+        whole = np.asarray(image.convert("RGB"), float)
+    with Image.open(io.BytesIO(reference_png(fig))) as image:
+        assert np.abs(np.asarray(image.convert("RGB"), float) - whole).mean() < 12
+
+
+def reference_png(fig):
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def test_widths_are_those_of_the_page_and_others_are_refused():
     assert plots.figure("page", 2)[0].get_size_inches().tolist() == [6.9, 2]
     with pytest.raises(ValueError, match="column"):
