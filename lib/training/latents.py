@@ -296,6 +296,7 @@ def pipeline(network):
     tower, words = _text_tower()
     parts = (autoencoder(), tower, network)
     vae, text_encoder, unet = (copy.deepcopy(part).half() for part in parts)
+    vae.register_to_config(_name_or_path="")  # where the trainer found it is nobody's business
     return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=words, unet=unet, scheduler=_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

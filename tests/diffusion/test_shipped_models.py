@@ -1,5 +1,6 @@
 """The models that lie in the repository: they load with the network off and do their job."""
 
+import re
 import socket
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from lib import judge
 from lib.diffusion import folders, models, sampling
+
+TEXTS = (".json", ".md")
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +49,8 @@ def test_words_outside_the_captions_are_still_read():
 def test_all_shipped_weights_fit_the_budget():
     size = sum(path.stat().st_size for path in folders.MODELS.rglob("*") if path.is_file())
     assert size <= 60e6
+
+
+def test_no_shipped_file_names_the_machine_it_was_made_on():
+    texts = [path.read_text() for path in folders.MODELS.rglob("*") if path.suffix in TEXTS]
+    assert texts and not any(re.search(r"/(home|root|tmp|work|Users)/", text) for text in texts)
