@@ -105,11 +105,11 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         if not (MODELS / name).is_dir():
             raise ValueError(f"{name} has no weights in models/{name}: run `make models` first")
         return MODELS / name, None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path, None
-    if path.is_file():
-        _refuse_file(path)
+    for path in (Path(name).expanduser(), ROOT / name):  # from notebooks/ as from the repository
+        if path.is_dir():
+            return path, None
+        if path.is_file():
+            _refuse_file(path)
     if name in HUB or (revision is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         return _download(name, revision or HUB[name].revision)
     known = [*EMBEDDED, *HUB]

@@ -28,6 +28,12 @@ def test_the_pixel_model_and_its_snapshots_draw_faces(snapshot):
     assert images.isfinite().all() and images.std() > 0.2
 
 
+def test_a_path_from_the_repository_works_in_every_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = "models/avatars-ddpm/snapshot-1-4"
+    assert folders.locate(folder, None)[0].samefile(folders.ROOT / folder)
+
+
 def test_the_text_model_draws_what_it_is_asked_for():
     generator = models.load("avatars-sd", device="cpu")
     assert generator.latent_shape == (4, 16, 16)
