@@ -77,6 +77,17 @@ def test_a_figure_of_images_gets_a_palette_and_keeps_its_description(session_in)
         assert np.abs(np.asarray(image.convert("RGB"), float) - whole).mean() < 12
 
 
+def test_a_field_keeps_the_colours_of_its_map(session_in):
+    fig, ax = plots.figure("page", 4)
+    axis = np.arange(100.0)
+    values = np.random.default_rng(0).random((100, 100))
+    plots.heatmap(ax, axis, axis, values, label="a field")
+    plots.save_figure(fig, "field", ALT)
+    assert (session_in / "field.png").stat().st_size > plots.HEAVY_PNG
+    with Image.open(session_in / "field.png") as image:
+        assert image.mode != "P" and len(image.convert("RGB").getcolors(10**6)) > 200
+
+
 def reference_png(fig):
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png")
