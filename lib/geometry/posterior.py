@@ -1,4 +1,4 @@
-"""Posterior maps p(t|x) on a square grid: by a trained U-Net, or from distances of features.
+"""Posterior maps p(t|x) on a square grid: by a trained network, or from distances of features.
 
 A map is an array (g, g) over equal cells of the box, `map[i, j]` the probability of the cell with
 centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing to one. Both routes
@@ -20,68 +20,13 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, one_hot
+from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
+from lib.geometry.bundles import BundleNetwork
+from lib.geometry.cells import cell_centres, cells, unit_square
+
 ROWS = 256  # maps evaluated at once
-
-
-class UNet(nn.Module):
-    """Bundles (n, channels, h, w) to logits (n, grid, grid): a small U-Net.
-
-    Its output, pooled to the grid, is joined by Σ_k a_k(x) b_k(t): a_k read from the means of every
-    level, b_k from the coordinates of the cells. A map is indexed by parameters and not by sites,
-    so each cell needs to see the whole lattice, and of an exponential family this sum is log p.
-
-    width: channels of the first level, doubled at each of `depth` halvings of the lattice.
-    Source: Ronneberger, Fischer, Brox, U-Net (2015); the paper uses a U²-Net of 44 M parameters.
-    """
-
-    def __init__(self, channels: int, grid: int, width: int = 12, depth: int = 2, seed: int = 0):
-        super().__init__()
-        self.config = dict(channels=channels, grid=grid, width=width, depth=depth, seed=seed)
-        sizes = [width * 2**level for level in range(depth + 1)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.down = nn.ModuleList(map(_block, [channels, *sizes], sizes))
-            self.up = nn.ModuleList(_block(3 * size, size) for size in sizes[-2::-1])
-            self.site = nn.Conv2d(sizes[0], 1, 1)
-            nn.init.zeros_(self.site.weight)
-            self.a = _mlp(sum(sizes), 8 * width)
-            self.b = _mlp(2, 8 * width)
-        self.register_buffer("cells", 2 * cells(grid).float() - 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the maps."""
-        levels = []
-        for block in self.down:
-            x = block(avg_pool2d(x, 2, ceil_mode=True) if levels else x)
-            levels.append(x)
-        a = self.a(torch.cat([level.mean((2, 3)) for level in levels], 1))
-        for block, level in zip(self.up, levels[-2::-1], strict=True):
-            x = block(torch.cat([nn.functional.interpolate(x, size=level.shape[2:]), level], 1))
-        grid = self.config["grid"]
-        sites = adaptive_avg_pool2d(self.site(x), grid)[:, 0]
-        return sites + (a @ self.b(self.cells).T).view(-1, grid, grid)
-
-
-def _mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
-
-
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    """Two convolutions; batch statistics, since those of one sample are what the map is read from.
-
-    Normalising each sample by itself would erase its magnetisation.
-    """
-    layers = []
-    for channels in (inputs, outputs):
-        layers += [
-            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.SiLU(),
-        ]
-    return nn.Sequential(*layers)
 
 
 def _log_maps(network, bundles: Tensor, grid: int) -> Tensor:
@@ -153,8 +98,8 @@ def fit(
     samples: (n, h, w), (n, c, h, w), or (n, N) chains, folded row by row into a square.
     t: (n, 2), drawn uniformly from the box (2, 2). grid: cells per axis.
     bump: width in units of the box; the paper has 1/50 (Ising) and 1/150 (TASEP), None is one cell.
-    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a larger `UNet`; a copy is
-    trained, in mixed precision and compiled where the samples are on a GPU.
+    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider
+    `BundleNetwork`; a copy is trained, in mixed precision and compiled where there is a GPU.
     checkpoint: a file that is written ten times during training and taken up if it exists.
     Raises ValueError on samples outside the box, lengths that differ, chains that fill no square,
     a bundle larger than its neighbourhood, fewer samples than two neighbourhoods, or a checkpoint
@@ -170,7 +115,7 @@ def fit(
     halves = shuffle[held:], shuffle[:held]  # neighbours within each
     parts = [_Part(samples, t, box, neighbours, rows) for rows in halves]
     if network is None:
-        network = UNet(bundle * parts[0].planes.shape[1], grid, seed=seed)
+        network = BundleNetwork(parts[0].planes.shape[1], grid, seed=seed)
     history = {"step": [], "held_out": []}
     network = copy.deepcopy(network).to(samples.device)
     settings |= dict(box=box.tolist(), network=str(network), data=_checksum(samples[:99], t))
@@ -385,35 +330,6 @@ def _feature_surface(features: Tensor, u: Tensor, grid: int) -> tuple[Tensor, Te
     # Slopes that the few samples of a cell leave open are zero.
     moments += torch.diag(u.new_tensor([0.0, 1e-3, 1e-3])) * moments[:, :1, :1]
     return torch.linalg.solve(moments, products)[:, 0], weight
-
-
-def cell_centres(grid: int) -> Tensor:
-    """Centres of `grid` equal cells of the unit interval, float64 (g,)."""
-    return (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
-
-
-def cells(grid: int) -> Tensor:
-    """Centres of the cells of a map in the unit square, float64 (g², 2), as `map.flatten()`."""
-    return torch.cartesian_prod(cell_centres(grid), cell_centres(grid))
-
-
-def unit_square(t, box) -> Tensor:
-    """t (n, 2) in units of the box (2, 2), float64; ValueError outside it or on wrong shapes."""
-    t = torch.as_tensor(t, dtype=torch.float64)
-    box = torch.as_tensor(box, dtype=torch.float64).to(t.device)
-    if t.ndim != 2 or t.shape[1] != 2 or box.shape != (2, 2) or not (box[1] > box[0]).all():
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}, box is {box.tolist()}; give t (n, 2) and box (2, 2), "
-            "the lower corner first"
-        )
-    u = (t - box[0]) / (box[1] - box[0])
-    outside = ~((u > -1e-9) & (u < 1 + 1e-9)).all(1)
-    if outside.any():
-        raise ValueError(
-            f"{int(outside.sum())} rows of t are not in the box {box.tolist()}, the first is "
-            f"{t[outside][0].tolist()}; give the box of these parameters or drop the rows"
-        )
-    return u.clamp(0, 1)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lib.geometry.cells import cell_centres, cells, unit_square
 from lib.geometry.networks import ConvexPotential, FreePotential
-from lib.geometry.posterior import cell_centres, cells, subnormals_flushed, unit_square
+from lib.geometry.posterior import subnormals_flushed
 
 if TYPE_CHECKING:
     from lib.geometry.potential import Fit

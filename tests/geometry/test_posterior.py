@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from lib.geometry import posterior
+from lib.geometry.bundles import BundleNetwork
+from lib.geometry.cells import cells, unit_square
 from lib.geometry.networks import ConvexPotential
 from lib.geometry.potential import align_affine
 from lib.geometry.two_step import bregman, centroids, fit_posteriors, posterior_convergence
@@ -31,7 +33,7 @@ def uniform(n, box=BOX, seed=0):
 
 
 def centres(grid, box=BOX):
-    return box[0] + (box[1] - box[0]) * posterior.cells(grid)
+    return box[0] + (box[1] - box[0]) * cells(grid)
 
 
 def gaussian_maps(t, grid, box=BOX, sigma=SIGMA):
@@ -76,7 +78,7 @@ def rms(x):
 
 def test_cells_are_indexed_first_coordinate_first():
     grid = torch.stack(torch.meshgrid(*[torch.arange(3)] * 2, indexing="ij"), -1)
-    torch.testing.assert_close(posterior.cells(3).view(3, 3, 2), (grid.double() + 0.5) / 3)
+    torch.testing.assert_close(cells(3).view(3, 3, 2), (grid.double() + 0.5) / 3)
 
 
 # The feature route
@@ -171,7 +173,7 @@ class GaussianReader(nn.Module):
     def __init__(self, grid):
         super().__init__()
         self.log_precision = nn.Parameter(torch.full((2,), 4.0))
-        self.register_buffer("cells", posterior.cells(grid).float())
+        self.register_buffer("cells", cells(grid).float())
         self.grid = grid
 
     def forward(self, x):
@@ -184,7 +186,7 @@ class GaussianReader(nn.Module):
 def readings(t, deviation, box=BOX, size=4, seed=5):
     """Images whose left half shows t₀ and whose right half t₁, in the unit square."""
     generator = torch.Generator().manual_seed(seed)
-    u = posterior.unit_square(t, box)
+    u = unit_square(t, box)
     u = u + deviation * torch.randn(len(t), 2, dtype=F64, generator=generator)
     return u.float().repeat_interleave(size // 2, 1)[:, None].expand(-1, size, -1).contiguous()
 
@@ -240,15 +242,21 @@ def test_the_bump_limits_the_curvature_that_the_second_step_can_find():
     assert found[1] == pytest.approx(0.1**-2, rel=0.15)
 
 
+def patterned(t, deviation, seed):
+    """Images with mean t₀ and a chequered contrast t₁, in the unit square, and noise."""
+    u = unit_square(t, BOX).float()
+    board = (-1.0) ** torch.arange(6)[:, None].add(torch.arange(6))
+    noise = torch.randn(len(u), 6, 6, generator=torch.Generator().manual_seed(seed))
+    return u[:, 0, None, None] + u[:, 1, None, None] * board + deviation * noise
+
+
 def test_the_default_network_learns_which_way_the_axes_run():
-    t = uniform(1500)
-    x, fresh = (readings(s, 0.05, size=6, seed=k) for k, s in enumerate((t, uniform(200, seed=9))))
-    fitted = posterior.fit(
-        x, t, box=BOX, grid=16, bundle=1, neighbours=1, bump=0.05, steps=120, batch=64
-    )
-    maps = fitted.maps(fresh, uniform(200, seed=9))
+    t, places = uniform(1500), uniform(200, seed=9)
+    sizes = {"grid": 16, "bundle": 1, "neighbours": 1, "bump": 0.05, "steps": 200}
+    fitted = posterior.fit(patterned(t, 0.3, 0), t, box=BOX, **sizes)
+    maps = fitted.maps(patterned(places, 0.3, 1), places)
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(200))
-    error = (centroids(maps, BOX) - uniform(200, seed=9)) / (BOX[1] - BOX[0])
+    error = (centroids(maps, BOX) - places) / (BOX[1] - BOX[0])
     assert rms(error[:, 0]) < 0.1 and rms(error[:, 1]) < 0.1
     assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
 
@@ -275,7 +283,7 @@ def shown_bundles(t, **options):
 
 def test_a_bundle_holds_distinct_members_of_the_nearest_neighbours():
     t = uniform(600)
-    u = posterior.unit_square(t, BOX)
+    u = unit_square(t, BOX)
     members = shown_bundles(t)
     nearest = torch.cdist(u, u).argsort(1)[:, :5]
     assert (members[:, :, None] == nearest[:, None]).any(2).all()
@@ -323,7 +331,7 @@ def test_training_and_held_out_samples_are_never_bundled_together():
 def small_fit(network=None, **options):
     t = uniform(200)
     settings = dict(box=BOX, grid=6, bump=0.1, bundle=2, neighbours=4, steps=20, batch=8)
-    network = network or posterior.UNet(2, 6, width=4, depth=1)
+    network = network or BundleNetwork(1, 6, width=4)
     fitted = posterior.fit(readings(t, 0.1), t, network=network, **{**settings, **options})
     return fitted, fitted.maps(readings(t, 0.1), t)
 
@@ -341,13 +349,13 @@ def test_a_stopped_training_resumes_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         small_fit(checkpoint=path)
     monkeypatch.undo()
-    resumed, maps = small_fit(posterior.UNet(2, 6, width=4, depth=1, seed=7), checkpoint=path)
+    resumed, maps = small_fit(BundleNetwork(1, 6, width=4, seed=7), checkpoint=path)
     assert torch.equal(maps, expected) and resumed.history == whole.history
     assert [file.name for file in tmp_path.iterdir()] == ["training.pt"]
     with pytest.raises(ValueError, match="bump"):
         small_fit(checkpoint=path, bump=0.2)
     with pytest.raises(ValueError, match="network"):
-        small_fit(posterior.UNet(2, 6, width=5, depth=1), checkpoint=path)
+        small_fit(BundleNetwork(1, 6, width=5), checkpoint=path)
     path.write_bytes(b"half a file")
     with pytest.raises(ValueError, match="unreadable"):
         small_fit(checkpoint=path)
