@@ -100,3 +100,4 @@ clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ a
 
 models: ready ## train the embedded models; FROM=models starts from the shipped weights
 	"$(PYTHON)" -m lib.training.train $(if $(FROM),--from "$(FROM)")
+	"$(PYTHON)" -m lib.training.hspace
