@@ -31,6 +31,8 @@ from numba import njit, prange
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlogy
 
+from lib.physics.threads import torch_threads_kept
+
 PHASES = ("low density", "high density", "maximal current", "coexistence")
 
 Floats = NDArray[np.float64]
@@ -345,6 +347,7 @@ def _end_weights(log_a, log_b, log_paths):
     return weights, top
 
 
+@torch_threads_kept
 @njit(cache=True, parallel=True)
 def _moments(log_a, log_b, log_paths, log_sum, moment):
     """Fill in the log of the sum of weights and the mean of (N - q)(N + q + 2)."""
@@ -400,6 +403,7 @@ def _ends(key, log_a, log_b, log_paths):
     return q, _entry_share(log_a, log_b, q, _uniform(key, 2 * log_paths.size))
 
 
+@torch_threads_kept
 @njit(cache=True, parallel=True)
 def _hidden(keys, log_a, log_b, log_paths, counts):
     """Fill in (u, v = q - u) per row."""
@@ -408,6 +412,7 @@ def _hidden(keys, log_a, log_b, log_paths, counts):
         counts[i, 0], counts[i, 1] = u, q - u
 
 
+@torch_threads_kept
 @njit(cache=True, parallel=True)
 def _sample(keys, log_a, log_b, log_paths, occupied):
     """Fill in one exact configuration per row, each path drawn backwards in time."""
@@ -426,6 +431,7 @@ def _sample(keys, log_a, log_b, log_paths, occupied):
                 occupied[i, site] = 0
 
 
+@torch_threads_kept
 @njit(cache=True, parallel=True)
 def _rows(tau, a, log_b, table):
     """Fill in the log of the sum over partner rows of a^u b^v."""
@@ -455,6 +461,7 @@ def _rows(tau, a, log_b, table):
             table[i, j] = log_scale + top + np.log(np.exp(terms - top).sum())
 
 
+@torch_threads_kept
 @njit(cache=True, parallel=True)
 def _simulate(keys, alpha, beta, sweeps, occupied):
     """Fill in one random-sequential run per row."""

@@ -7,6 +7,7 @@ from math import factorial
 import numba
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import null_space
 from scipy.stats import chisquare
 
@@ -484,3 +485,18 @@ def test_sizes_and_shapes_that_only_some_functions_take():
 def test_the_probability_is_of_one_chain(occupied):
     with pytest.raises(ValueError, match="occupied has shape"):
         tasep.log_probability(occupied, 0.3, 0.4)
+
+
+def test_compiled_loops_leave_the_threads_of_torch_alone():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            chains = tasep.sample([0.3, 0.6], [0.4, 0.7], 8)
+            assert torch.get_num_threads() == threads
+            tasep.log_probability(chains[0], 0.3, 0.4)
+            tasep.hidden_counts([0.3], [0.4], 8)
+            tasep.simulate([0.3], [0.4], 8, 2)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
