@@ -133,10 +133,6 @@ def test_every_figure_it_shows_is_a_file_and_every_file_is_shown(path):
     assert sum(shown) == len(list((ROOT / "figures" / path.stem).glob("*.png")))
 
 
-# Sizes that `quick` has no time for: open on the scorecard until results of `full` are committed.
-FULL_ONLY = {"hessian.ising.ridge_L8", "hessian.ising.ridge_L32"}
-
-
 @each_notebook
 def test_every_claim_that_needs_nothing_is_filled(path):
     folder, rows = ROOT / "figures" / path.stem, {}
@@ -147,8 +143,6 @@ def test_every_claim_that_needs_nothing_is_filled(path):
         for claim, entry in results.CLAIMS.items()
         if entry.notebook == path.stem and not entry.needs
     }
-    if not results.results_file(folder, "full").exists():
-        expected -= FULL_ONLY
     assert expected <= set(rows), f"open: {sorted(expected - set(rows))}"
     for claim, row in rows.items():
         assert results.CLAIMS[claim].notebook == path.stem

@@ -26,6 +26,7 @@ from lib.physics.ising_exact import (
     onsager_magnetization,
     zero_field_curvature,
 )
+from lib.physics.threads import torch_threads_kept
 
 __all__ = [
     "CRITICAL_BETA",
@@ -244,11 +245,8 @@ def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False)
     bonds = np.zeros((len(beta), sweeps if record else 0), np.int64)
     totals = np.zeros_like(bonds)
     per_entry = (beta, field, _chances(beta), _chances(np.abs(field)), keys, spins, bonds, totals)
-    threads = torch.get_num_threads()
     for part in _blocks(len(beta), max(64, UPDATES_PER_BLOCK // (size**2 * sweeps))):
         _run(cluster, hot, sweeps, *(array[part] for array in per_entry))
-    # The compiled loop sets the number of OpenMP threads, which is also that of torch.
-    torch.set_num_threads(threads)
     return spins, bonds, totals
 
 
@@ -394,6 +392,7 @@ def _bond_sum(spins, size):
     return total
 
 
+@torch_threads_kept
 @njit(cache=True, nogil=True, parallel=True)
 def _run(cluster, hot, sweeps, beta, field, bond, ghost, keys, out, bonds, totals):
     """All entries in parallel; sums are written where `bonds` and `totals` have columns."""
