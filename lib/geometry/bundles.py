@@ -20,6 +20,9 @@ class BundleNetwork(nn.Module):
     expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
     nats and is wanted to a tenth of one, which takes the depth of b.
 
+    Where something lies it sees by the edge of the lattice alone, and on a torus not at all: if the
+    place is what tells parameters apart, give `posterior.fit` a network of your own.
+
     channels: of one sample. width: of the first convolution; later ones are twice as wide.
     periodic: the lattice is a torus, whose bonds across the edge count as well.
     Source: Lobashev et al. 2025, section 3, has a U²-Net of 44 M parameters in this place.
