@@ -98,6 +98,6 @@ clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ a
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi
 	rm -rf cache .pytest_cache .ruff_cache .hypothesis
 
-models: ready ## train the embedded models; FROM=models starts from the shipped weights
+models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights
 	"$(PYTHON)" -m lib.training.train $(if $(FROM),--from "$(FROM)")
 	"$(PYTHON)" -m lib.training.hspace

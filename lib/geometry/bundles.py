@@ -1,8 +1,10 @@
 """The network of the trained posterior: a bundle of samples to logits over a grid of parameters."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import adaptive_avg_pool2d, silu
 
 from lib.geometry.cells import cells
 
@@ -20,11 +22,12 @@ class BundleNetwork(nn.Module):
     expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
     nats and is wanted to a tenth of one, which takes the depth of b.
 
-    Where something lies it sees by the edge of the lattice alone, and on a torus not at all: if the
-    place is what tells parameters apart, give `posterior.fit` a network of your own.
+    Where something lies it sees by the edge of the lattice alone, and on a torus not at all. If the
+    place is what tells parameters apart, as in an image, take the means over places² equal parts.
 
     channels: of one sample. width: of the first convolution; later ones are twice as wide.
-    periodic: the lattice is a torus, whose bonds across the edge count as well.
+    periodic: the lattice is a torus, whose bonds across the edge count as well. places: parts per
+    axis that are averaged apart.
     Source: Lobashev et al. 2025, section 3, has a U²-Net of 44 M parameters in this place.
     """
 
@@ -36,21 +39,20 @@ class BundleNetwork(nn.Module):
         width: int = 16,
         depth: int = 2,
         periodic: bool = False,
+        places: int = 1,
         seed: int = 0,
     ):
         super().__init__()
-        self.config = dict(
-            channels=channels, grid=grid, width=width, depth=depth, periodic=periodic, seed=seed
-        )
+        self.config = dict(channels=channels, grid=grid, width=width, depth=depth)
+        self.config |= dict(periodic=periodic, places=places, seed=seed)
         sizes = [channels, width, *[2 * width] * (depth - 1)]
         edge = "circular" if periodic else "zeros"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.convolutions = nn.ModuleList(
-                nn.Conv2d(i, o, 3, padding=1, padding_mode=edge)
-                for i, o in zip(sizes, sizes[1:], strict=False)
+                nn.Conv2d(i, o, 3, padding=1, padding_mode=edge) for i, o in pairwise(sizes)
             )
-            self.a = _mlp(sum(sizes), 96, hidden=1)
+            self.a = _mlp(sum(sizes) * places**2, 96, hidden=1)
             self.b = _mlp(2, 96, hidden=3)
         self.register_buffer("cells", 2 * cells(grid).float() - 1)
 
@@ -58,13 +60,16 @@ class BundleNetwork(nn.Module):
         """Logits of the maps."""
         members = bundles.unflatten(1, (-1, self.config["channels"]))
         x = members.flatten(0, 1)
-        means = [x.mean((2, 3))]
+        means = [self._averaged(x)]
         for convolution in self.convolutions:
             x = silu(convolution(x))
-            means.append(x.mean((2, 3)))
+            means.append(self._averaged(x))
         f = torch.cat(means, 1).unflatten(0, members.shape[:2]).mean(1)
         grid = self.config["grid"]
         return (self.a(f) @ self.b(self.cells).T).view(-1, grid, grid)
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(x, self.config["places"]).flatten(1)
 
 
 def _mlp(inputs: int, width: int, hidden: int) -> nn.Sequential:

@@ -261,6 +261,17 @@ def test_the_default_network_learns_which_way_the_axes_run():
     assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
 
 
+def test_a_network_that_keeps_places_apart_tells_left_from_right():
+    t, places = uniform(1500), uniform(200, seed=9)
+    x, fresh = (readings(s, 0.05, size=6, seed=k) for k, s in enumerate((t, places)))
+    network = BundleNetwork(1, 16, places=2)
+    sizes = {"grid": 16, "bundle": 1, "neighbours": 1, "bump": 0.05, "steps": 120, "batch": 64}
+    fitted = posterior.fit(x, t, box=BOX, network=network, **sizes)
+    error = (centroids(fitted.maps(fresh, places), BOX) - places) / (BOX[1] - BOX[0])
+    assert rms(error[:, 0]) < 0.1 and rms(error[:, 1]) < 0.1
+    assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
+
+
 class Spy(nn.Module):
     """Keeps the bundles that it is shown; a sample shows its own number."""
 
