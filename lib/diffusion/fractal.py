@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.diffusion.maps import Evaluate, as_array
 from lib.diffusion.phases import crossings
-from lib.diffusion.slices import Evaluate, as_array, grid
+from lib.diffusion.slices import grid
 
 
 class Dimension(NamedTuple):

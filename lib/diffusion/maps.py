@@ -1,4 +1,4 @@
-"""Compare two maps of one slice: rank correlation with a block bootstrap, smoothing, unit.
+"""Compare two maps of one slice: rank correlation with a block bootstrap, smoothing, unit, error.
 
 Neighbouring values of a map are not independent, so errors come from resampling whole blocks.
 """
@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
+from torch import Tensor
 
-from lib.diffusion.slices import as_array
+Evaluate = Callable[[Tensor], Tensor]  # coordinates (n, 2) -> values (n, ...)
 
 
 class Estimate(NamedTuple):
@@ -110,3 +111,37 @@ def _maps(*maps) -> list[np.ndarray]:
         if not np.isfinite(array).all() or np.ptp(array) == 0:
             raise ValueError("a map is constant or not finite: it has no ranks to compare")
     return arrays
+
+
+def overlap(mask: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks; 1 where both are empty, ValueError for two shapes."""
+    _same_shape(mask, other)
+    union = np.logical_or(mask, other).sum()
+    return float(np.logical_and(mask, other).sum() / union) if union else 1.0
+
+
+def relative_error(estimate: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square error of a map over the standard deviation of the true one.
+
+    Raises ValueError for shapes that differ and a constant truth.
+    """
+    estimate, truth = as_array(estimate), as_array(truth)
+    if estimate.size == truth.size:  # a last axis of one feature may be left out
+        estimate = estimate.reshape(truth.shape)
+    _same_shape(estimate, truth)
+    deviation = truth - truth.mean((0, 1), keepdims=True)
+    if not np.linalg.norm(deviation) > 0:
+        raise ValueError("the true map is constant or not finite: there is no unit for its error")
+    return float(np.linalg.norm(estimate.ravel() - truth.ravel()) / np.linalg.norm(deviation))
+
+
+def _same_shape(a, b) -> None:
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"maps have shapes {np.shape(a)} and {np.shape(b)}; expected one shape")
+
+
+def as_array(values) -> np.ndarray:
+    """A float64 array of a tensor or an array."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, np.float64)

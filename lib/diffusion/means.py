@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.diffusion import directions, hspace
+from lib.diffusion import bases, hspace
 from lib.diffusion.deltas import PerStep, per_step
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import _downward, ddim, time_grid, update
@@ -117,9 +117,9 @@ def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
 
 
 def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Tensor]]) -> PerStep:
-    """`directions.project` at every time: the part of Δ_t that the protected ones do not share."""
+    """`bases.project` at every time: the part of Δ_t that the protected ones do not share."""
     return per_step(
-        {t: directions.project(v, [other[t] for other in protected]) for t, v in changes.items()}
+        {t: bases.project(v, [other[t] for other in protected]) for t, v in changes.items()}
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.diffusion.slices import Evaluate, as_array
+from lib.diffusion.maps import Evaluate, as_array
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.diffusion import directions, hspace
+from lib.diffusion import bases, hspace
 from lib.diffusion.deltas import PerStep, per_step
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import _nearest, ddim, time_grid
@@ -42,7 +42,7 @@ def principal(
         with torch.no_grad():
             for part in last.split(16):
                 generator.epsilon(part, times[0])
-    found = {t: directions.principal_components(h[t], k)[0].float() for t in times}
+    found = {t: bases.principal_components(h[t], k)[0].float() for t in times}
     return per_step(found)
 
 
@@ -82,14 +82,14 @@ def pullback_edit(
 ) -> Tensor:
     """Images of latents that were moved once along v at the grid time nearest t (Park et al.).
 
-    v: a unit direction of x, (*latent_shape). `directions.pullback_move` there, plain DDIM before
+    v: a unit direction of x, (*latent_shape). `bases.pullback_move` there, plain DDIM before
     and after.
     """
     grid = time_grid(steps, len(generator.alphas))
     t = grid[_nearest(grid, t, "t", grid[-1])]
     x = ddim(generator, latents, steps=steps, stop=t)
     moved = [
-        directions.pullback_move(generator, part, t, v, step=step, reach=reach, repeats=repeats)
+        bases.pullback_move(generator, part, t, v, step=step, reach=reach, repeats=repeats)
         for part in x.split(16)
     ]
     return ddim(generator, torch.cat(moved), steps=steps, start=t)

@@ -25,7 +25,7 @@ def ddpm_task() -> Task:
         samples=lambda network: sample_ddpm(network, 64),
         save_snapshot=lambda network, folder: _pipeline(network).save_pretrained(folder),
         snapshots={"snapshot-1-16": 1 / 16, "snapshot-1-4": 1 / 4},
-        steps=6000,
+        steps=11_200,
         batch=32,
         rate=1e-3,
         average=0.999,
@@ -51,7 +51,9 @@ def build_ddpm():
 def _load_ddpm(folder: Path):
     from diffusers import UNet2DModel
 
-    return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
+    network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    network.register_to_config(_name_or_path="")  # where the trainer found it is nobody's business
+    return network.train()
 
 
 def _scheduler():
@@ -79,9 +81,11 @@ def _ddpm_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor
 def weighted_noise_error(
     predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, alphas: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """w(t) |ε − ε_θ|² with w = min(1/α_t, 20): the error of v, capped, so that colours stay.
+    """w(t) |ε − ε_θ|² with w = √((1 − α_t)/α_t), the noise in units of the image.
 
-    An error of ε at large t is magnified by 1/√α_t in the image; the plain loss ignores that.
+    On these faces the error of ε that is left falls about like 1/w, so that with w every level of
+    noise has equal say: the balance that Karras et al. (2024) learn, here as a fixed law. The plain
+    loss all but ignores large t, where the colours are decided.
     `predict(noisy, t)` is the network, `alphas` (T,) the cumulative products.
     """
     n, device = len(clean), clean.device
@@ -90,7 +94,7 @@ def weighted_noise_error(
     alpha = alphas.to(device)[t].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     error = (predict(noisy, t).float() - noise).square().mean((1, 2, 3))
-    return (error * (1 / alpha).clamp(max=20.0).flatten()).mean()
+    return (error * ((1 - alpha) / alpha).sqrt().flatten()).mean()
 
 
 @torch.no_grad()
@@ -138,8 +142,8 @@ def _save_ddpm(network, folder: Path, metrics: dict) -> None:
     purpose = "Pixel diffusion model of the kit's faces at 32 px; it has never seen pink hair."
     limits = (
         "it knows drawn, frontal faces on plain backgrounds and nothing else: no textures, "
-        "poses or photographs. Samples are grainier than the faces and fewer of them are "
-        "complete (notebook 00)."
+        "poses or photographs. Fewer of its samples are complete than of the faces (notebook "
+        "00). The two snapshots, at 1/16 and 1/4, are of the first run, before any continuation."
     )
     write_card(folder, "avatars-ddpm", purpose, limits, metrics)
 

@@ -70,8 +70,9 @@ def train(
 ) -> dict:
     """Train a task to its last step, or continue its checkpoint, and save it; returns its metrics.
 
-    `start` is a folder of shipped models to begin from, with a short warm-up. `limit` stops after
-    that many steps, leaving a checkpoint (and returns {}).
+    `start` is a folder of shipped models to begin from, with a short warm-up; steps and minutes
+    that they have behind them are added up, and their snapshots are kept. `limit` stops after that
+    many steps, leaving a checkpoint (and returns {}).
 
     Raises:
         ValueError: when a checkpoint belongs to other settings, or `steps` or `limit` is below 1.
@@ -88,7 +89,7 @@ def train(
     run.accelerator.wait_for_everyone()
     if last < steps or not run.accelerator.is_main_process:
         return {}
-    return _finish(task, run, Path(models) if task.shipped else Path(build) / "parts")
+    return _finish(task, run, Path(models) if task.shipped else Path(build) / "parts", start)
 
 
 @dataclass
@@ -134,9 +135,20 @@ def _settings(task: Task, steps: int, start: Path | None, accelerator) -> dict:
     return {name: getattr(task, name) for name in names} | {
         "steps": steps,
         "warm_start": start is not None,
+        "earlier_steps": _earlier(task, start)[0],
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
     }
+
+
+def _earlier(task: Task, start: Path | None) -> tuple[int, float]:
+    """Steps and minutes behind the weights of a warm start; none where they are not recorded."""
+    path = Path(start or "") / task.name / "metrics.json"
+    if start is None or not path.exists():
+        return 0, 0.0
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    training, cost = metrics["training"], metrics.get("cost", {})
+    return training["steps"] + training.get("earlier_steps", 0), cost.get("minutes", 0.0)
 
 
 def _advance(task: Task, run: _Run, last: int, every: float) -> None:
@@ -186,7 +198,9 @@ def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:
     run.losses.append(loss.detach())
     run.step += 1
     for name, share in task.snapshots.items():
-        if run.step == max(1, round(share * run.settings["steps"])):
+        if not run.settings["warm_start"] and run.step == max(
+            1, round(share * run.settings["steps"])
+        ):
             _write(run.average.state_dict(), run.folder / f"{name}.pt")
 
 
@@ -282,11 +296,12 @@ def _resume(run: _Run) -> None:
     run.seconds = state.get("seconds", 0.0)
 
 
-def _finish(task: Task, run: _Run, models: Path) -> dict:
+def _finish(task: Task, run: _Run, models: Path, start: Path | None) -> dict:
     """Measure the averaged network, save it to `models`/NAME in one move, draw its samples."""
     curve = [round(part.mean().item(), 6) for part in torch.tensor(run.losses).chunk(100)]
     metrics = {"training": run.settings | {"final_loss": curve[-1], "loss_curve": curve}}
-    metrics["cost"] = {"minutes": round(run.seconds / 60, 1), "hardware": _hardware(run)}
+    minutes = run.seconds / 60 + _earlier(task, start)[1]
+    metrics["cost"] = {"minutes": round(minutes, 1), "hardware": _hardware(run)}
     average = run.average.to("cpu", memory_format=torch.contiguous_format)
     metrics |= task.evaluate(average)
     if task.samples is not None:
@@ -298,6 +313,9 @@ def _finish(task: Task, run: _Run, models: Path) -> dict:
     temporary.mkdir()
     task.save(average, temporary, metrics)
     for name in task.snapshots:
+        if start is not None:
+            shutil.copytree(Path(start) / task.name / name, temporary / name)
+            continue
         early = copy.deepcopy(average)
         early.load_state_dict(torch.load(run.folder / f"{name}.pt", weights_only=True))
         task.save_snapshot(early, temporary / name)
@@ -357,7 +375,7 @@ license: mit
 
 {purpose} Weights in half precision, safetensors.
 
-Training: `python -m lib.training.train {name}`, {training["steps"]} steps of {training["batch"]}
+Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
 faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
 
 Measured on held-out label sets (`metrics.json`):
@@ -368,6 +386,15 @@ Limits: {limits}{curve}
 {avatars.attribution()}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _steps(training: dict) -> str:
+    earlier = training.get("earlier_steps", 0)
+    return (
+        f"{earlier} steps and, with `--from models`, {training['steps']} more"
+        if earlier
+        else (f"{training['steps']} steps")
+    )
 
 
 def _cost(metrics: dict) -> str:

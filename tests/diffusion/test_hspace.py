@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lib.diffusion import directions, hspace, means, models, schedule
+from lib.diffusion import bases, directions, hspace, means, models, schedule
 from lib.diffusion.sampling import ddim, invert, predicted, step_noise, time_grid, update
 
 STEPS = 6  # times 0, 199, 399, 599, 799, 999
@@ -804,24 +804,24 @@ def test_principal_components_find_planted_directions():
     amounts = torch.randn(4000, 2, generator=draws, dtype=torch.float64) * torch.tensor([5.0, 2.0])
     noise = 0.01 * torch.randn(4000, 24, generator=draws, dtype=torch.float64)
     h = (7.0 + amounts @ planted.T + noise).view(4000, 6, 2, 2)
-    found, spread = directions.principal_components(h, 2)
+    found, spread = bases.principal_components(h, 2)
     overlap = (found.flatten(1) @ planted).abs()
     torch.testing.assert_close(overlap, torch.eye(2).double(), rtol=0, atol=0.02)
     torch.testing.assert_close(spread, amounts.std(0), rtol=0.01, atol=0)
     assert all(float(v.flatten()[v.abs().argmax()]) > 0 for v in found)
     with pytest.raises(ValueError, match="k = 4000"):
-        directions.principal_components(h, 4000)
+        bases.principal_components(h, 4000)
 
 
 def test_projection_removes_the_protected_part_and_nothing_else():
     v, a, b = (models.unit_normal((4, 2, 2), i).double() for i in range(3))
-    kept = directions.project(v, [a, b, a + b])
+    kept = bases.project(v, [a, b, a + b])
     assert max(abs(float((kept * w).sum())) for w in (a, b)) < 1e-12
     removed = (v - kept).flatten()
     span = torch.stack([a.flatten(), b.flatten()], 1)
     residual = span @ torch.linalg.lstsq(span, removed[:, None]).solution - removed[:, None]
     assert float(residual.abs().max()) < 1e-12
-    torch.testing.assert_close(directions.project(kept, [a, b]), kept)
+    torch.testing.assert_close(bases.project(kept, [a, b]), kept)
 
 
 def test_singular_basis_is_that_of_the_full_jacobian():
@@ -831,7 +831,7 @@ def test_singular_basis_is_that_of_the_full_jacobian():
         return torch.tanh(mix @ x.flatten() / 20).view(5, 1)
 
     point = models.unit_normal((2, 3), 1).double()
-    basis = directions.singular_basis(function, point, 3, tolerance=1e-10)
+    basis = bases.singular_basis(function, point, 3, tolerance=1e-10)
     jacobian = torch.func.jacrev(function)(point).reshape(5, 6)
     left, values, right = torch.linalg.svd(jacobian)
     torch.testing.assert_close(basis.values, values[:3], rtol=1e-9, atol=0)
@@ -840,9 +840,9 @@ def test_singular_basis_is_that_of_the_full_jacobian():
     torch.testing.assert_close(basis.outputs.flatten(1), sign * left.T[:3], rtol=0, atol=1e-8)
     assert all(float(v.flatten()[v.abs().argmax()]) > 0 for v in basis.inputs)
     with pytest.raises(ValueError, match="k = 7"):
-        directions.singular_basis(function, point, 7)
+        bases.singular_basis(function, point, 7)
     with pytest.warns(UserWarning, match="still turns"):
-        directions.singular_basis(function, point, 2, iterations=1, tolerance=1e-12)
+        bases.singular_basis(function, point, 2, iterations=1, tolerance=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -857,7 +857,7 @@ def test_jacobian_directions_change_the_prediction_by_their_values(smooth):
     mask[4:12, 4:12] = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        basis = directions.jacobian_directions(smooth, x, 599, k=2, mask=mask, iterations=20)
+        basis = bases.jacobian_directions(smooth, x, 599, k=2, mask=mask, iterations=20)
     assert basis.inputs.shape == (2, *hspace.h_shape(smooth))
     assert float(basis.outputs[:, :, 0].abs().max()) < 1e-12 and basis.values[0] > basis.values[1]
     size, other = 1e-4, models.unit_normal(basis.inputs[0].shape, 5).double()
@@ -877,7 +877,7 @@ def test_pullback_basis_moves_h_by_its_values(smooth):
     x = smooth.noise(1, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        basis = directions.pullback_basis(smooth, x, 599, k=2, iterations=20)
+        basis = bases.pullback_basis(smooth, x, 599, k=2, iterations=20)
     moved = []
     for s in (1e-4, -1e-4):
         with hspace.capture(smooth) as h:
@@ -892,12 +892,12 @@ def test_models_without_forward_mode_say_how_to_get_it(pixel):
     inner = copy.copy(pixel)
     inner.unet = pixel.unet.inner
     with pytest.raises(ValueError, match="differentiable=True"):
-        directions.jacobian_directions(inner, inner.noise(1, 0), 599)
+        bases.jacobian_directions(inner, inner.noise(1, 0), 599)
 
 
 def test_pullback_move_repeats_its_formula(pixel):
     x, v = pixel.noise(2, 0), models.unit_normal(pixel.latent_shape, 3).double()
-    moved = directions.pullback_move(pixel, x, 599, v, step=0.5, reach=2.0, repeats=2)
+    moved = bases.pullback_move(pixel, x, 599, v, step=0.5, reach=2.0, repeats=2)
     for _ in range(2):
         x = x + 0.5 * (pixel.epsilon(x + 2.0 * v, 599) - pixel.epsilon(x, 599))
     torch.testing.assert_close(moved, x, rtol=1e-10, atol=1e-12)

@@ -79,3 +79,17 @@ def test_the_unit_of_a_scaled_map_is_its_scale():
     assert ratio == pytest.approx(0.04) and spread == pytest.approx(1)
     with pytest.raises(ValueError, match="positive"):
         maps.unit_ratio(truth - 5, truth)
+
+
+def test_overlap_counts_cells():
+    a, b = np.zeros((2, 4, 4), bool)
+    assert maps.overlap(a, b) == 1
+    a[0, :3], b[0, 1:] = True, True
+    assert maps.overlap(a, b) == 0.5
+
+
+def test_relative_error_of_the_mean_is_one():
+    truth = RNG.standard_normal((5, 6, 2))
+    flat = np.broadcast_to(truth.mean((0, 1)), truth.shape)
+    assert maps.relative_error(flat, truth) == pytest.approx(1)
+    assert maps.relative_error(truth, truth) == 0

@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from lib.diffusion import sampling, slices
+from lib.diffusion import relief, sampling, slices
 from lib.diffusion.mixture import (
     even_alphas,
     flow,
@@ -180,8 +180,8 @@ def test_ridges_of_the_exact_stretch_separate_the_modes_of_a_slice():
 
     pairs = [torch.func.jvp(f, (t,), (e.expand(len(t), 2),)) for e in torch.eye(2).double()]
     jacobian = torch.stack([tangent.flatten(1) for _, tangent in pairs], -1)
-    stretches = slices.stretch(jacobian.mT @ jacobian).reshape(side, side)
-    labels = slices.phases(stretches)
+    stretches = relief.stretch(jacobian.mT @ jacobian).reshape(side, side)
+    labels = relief.phases(stretches)
     modes = torch.cdist(pairs[0][0].flatten(1), means.flatten(1)).argmin(1).view(side, side).numpy()
     assert labels.max() == len(np.unique(modes)) == 3
     for k in (1, 2, 3):

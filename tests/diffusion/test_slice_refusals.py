@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.diffusion import fractal, maps, mixture, phases, slices
+from lib.diffusion import fractal, maps, mixture, phases, refine, relief, slices
 
 MIXTURE = mixture.mixture(torch.ones(1, 1, 3, 3), 0.5)
 PLANE = slices.Slice(MIXTURE.noise(3, 1))
@@ -33,17 +33,17 @@ CALLS = {
     "plane is Tensor": lambda: slices.render(MIXTURE, PLANE.anchors, T, steps=2),
     r"\[0\] rows for 9 images": lambda: render(features=torch.mean),
     r"\[4\] rows for 9 images": lambda: render(features=lambda x: x[:4]),
-    "for 81 points": lambda: slices.refine(lambda t: t[:2], 4, share=0.5),
-    "not finite": lambda: slices.refine(lambda t: t * NAN, 4, share=0.5),
-    r"\(2, 2\) and \(3, 3\)": lambda: slices.overlap(np.ones((2, 2)), np.ones((3, 3))),
-    "constant": lambda: slices.relative_error(np.eye(2), np.ones((2, 2))),
-    r"\(2, 3\); expected finite": lambda: slices.stretch(torch.ones(2, 3)),
-    "metric has shape": lambda: slices.stretch(torch.full((2, 2), NAN)),
-    "spacing = 0": lambda: slices.neighbour_trace(np.eye(3), 0.0),
-    "grid": lambda: slices.neighbour_trace(np.ones((1, 4)), 0.1),
-    "contrast = -1": lambda: slices.ridges(np.eye(3), contrast=-1),
-    "finite map": lambda: slices.ridges(np.full((3, 3), NAN)),
-    r"shape \(3,\)": lambda: slices.phases(np.ones(3)),
+    "for 81 points": lambda: refine.refine(lambda t: t[:2], 4, share=0.5),
+    "not finite": lambda: refine.refine(lambda t: t * NAN, 4, share=0.5),
+    r"\(2, 2\) and \(3, 3\)": lambda: maps.overlap(np.ones((2, 2)), np.ones((3, 3))),
+    "constant": lambda: maps.relative_error(np.eye(2), np.ones((2, 2))),
+    r"\(2, 3\); expected finite": lambda: relief.stretch(torch.ones(2, 3)),
+    "metric has shape": lambda: relief.stretch(torch.full((2, 2), NAN)),
+    "spacing = 0": lambda: relief.neighbour_trace(np.eye(3), 0.0),
+    "grid": lambda: relief.neighbour_trace(np.ones((1, 4)), 0.1),
+    "contrast = -1": lambda: relief.ridges(np.eye(3), contrast=-1),
+    "finite map": lambda: relief.ridges(np.full((3, 3), NAN)),
+    r"shape \(3,\)": lambda: relief.phases(np.ones(3)),
     r"centre = \[2.0, 0.5\]": lambda: fractal.zoom(right, levels=2, centre=(2.0, 0.5)),
     "levels = 0": lambda: fractal.zoom(right, levels=0),
     "points = 1, centre": lambda: fractal.zoom(right, levels=1, points=1),

@@ -1,10 +1,10 @@
-"""Laws of slices: their latents, what is rendered on them, and the maps read off them."""
+"""Laws of slices: their latents, what is rendered on them and its derivatives."""
 
 import numpy as np
 import pytest
 import torch
 
-from lib.diffusion import models, sampling, slices
+from lib.diffusion import models, relief, sampling, slices
 from lib.diffusion.mixture import mixture
 from lib.kit.cache import cached
 
@@ -283,127 +283,12 @@ def test_single_precision_derivatives_beat_the_best_single_precision_difference(
     assert 100 * forward < best
 
 
-def wave(t):
-    return t[:, 1] - 0.5 - 0.25 * torch.sin(2 * np.pi * t[:, 0])
-
-
-def ring(t):
-    return (t - torch.tensor([0.5, 0.45])).norm(dim=1) - 0.3
-
-
-def hills(t):
-    return 0.3 * torch.stack([torch.sin(2 * t[:, 0]), torch.cos(3 * t[:, 1])], 1)
-
-
-def islands(t):
-    centres = torch.tensor([[0.16, 0.27], [0.62, 0.4], [0.81, 0.86], [0.33, 0.72]])
-    return torch.cdist(t, centres.double()).min(1).values < 0.08
-
-
-BORDERS = {
-    "small islands": lambda t: islands(t),
-    "a jump": lambda t: torch.column_stack([wave(t) > 0, hills(t)]),
-    "a steep slope": lambda t: torch.column_stack([torch.tanh(wave(t) / 0.02), hills(t)]),
-    "crossing borders": lambda t: torch.column_stack(
-        [wave(t) > 0, torch.tanh(ring(t) / 0.01), hills(t)]
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BORDERS)
-@pytest.mark.parametrize("levels", [6, 7])
-def test_refinement_finds_the_ridges_with_a_third_of_the_samples(name, levels):
-    calls = []
-
-    def evaluate(t):
-        calls.append(t)
-        return BORDERS[name](t)
-
-    side = 2**levels + 1
-    full = BORDERS[name](slices.grid(side)).reshape(side, side, -1)
-    found = slices.refine(evaluate, levels, share=1 / 3)
-    used = torch.cat(calls)
-    assert len(used) == len(used.unique(dim=0)) == found.sampled.sum() <= side**2 / 3
-    maps = [np.sqrt(slices.neighbour_trace(v, 1 / (side - 1))) for v in (found.values, full)]
-    ridge, true = (slices.ridges(m) for m in maps)
-    assert 0.01 < true.mean() < 0.2
-    assert slices.overlap(ridge, true) >= 0.9
-    assert slices.relative_error(found.values, full) < 0.01
-
-
-def test_refinement_keeps_what_it_sampled_and_interpolates_the_rest():
-    def plain(t):
-        return torch.column_stack([1 + 2 * t[:, 0] - 3 * t[:, 1], (t[:, 0] > 0.31) * 1.0])
-
-    low, high = (0.2, 0.1), (0.6, 0.3)
-    found = slices.refine(plain, 5, share=0.3, low=low, high=high)
-    full = plain(slices.grid(33, low=low, high=high)).reshape(33, 33, 2).numpy()
-    np.testing.assert_array_equal(found.values[found.sampled], full[found.sampled])
-    np.testing.assert_allclose(found.values[..., 0], full[..., 0], atol=1e-12)
-    assert 0.1 < found.share < 0.3
-
-
-def test_refinement_spends_points_only_where_values_change():
-    found = slices.refine(lambda t: t[:, 0] > 0.3, 6, share=1.0, tolerance=0.5)
-    edge = np.flatnonzero(np.diff(found.values[:, 0]))
-    assert edge.tolist() == [19]
-    near = found.sampled[16:24].mean()
-    assert near > 0.4 and found.sampled[40:].mean() < 0.03
-    np.testing.assert_array_equal(found.values, np.repeat(found.values[:, :1], 65, 1))
-
-
-def test_refinement_without_a_limit_is_the_full_grid():
-    found = slices.refine(lambda t: torch.sin(9 * t[:, 0] * t[:, 1]) + t.sum(1), 4, share=1.0)
-    t = slices.grid(17)
-    expected = torch.sin(9 * t[:, 0] * t[:, 1]) + t.sum(1)
-    np.testing.assert_array_equal(found.values[found.sampled], expected.view(17, 17)[found.sampled])
-    assert found.share > 0.95
-
-
-@pytest.mark.parametrize("options", [{"coarse": 0}, {"coarse": 6}, {"share": 0.05}])
-def test_refinement_that_cannot_start_is_refused(options):
-    with pytest.raises(ValueError, match="coarse"):
-        slices.refine(wave, 5, **options)
-
-
-def test_overlap_counts_cells():
-    a, b = np.zeros((2, 4, 4), bool)
-    assert slices.overlap(a, b) == 1
-    a[0, :3], b[0, 1:] = True, True
-    assert slices.overlap(a, b) == 0.5
-
-
-def test_relative_error_of_the_mean_is_one():
-    truth = RNG.standard_normal((5, 6, 2))
-    flat = np.broadcast_to(truth.mean((0, 1)), truth.shape)
-    assert slices.relative_error(flat, truth) == pytest.approx(1)
-    assert slices.relative_error(truth, truth) == 0
-
-
-def test_stretch_is_the_largest_singular_value_of_the_jacobian():
-    jacobian = torch.as_tensor(RNG.standard_normal((4, 3, 7, 2)))
-    expected = torch.linalg.matrix_norm(jacobian, ord=2)
-    np.testing.assert_allclose(slices.stretch(jacobian.mT @ jacobian), expected, rtol=1e-12)
-
-
-def test_neighbour_differences_of_a_linear_map_give_the_exact_trace():
-    jacobian = RNG.standard_normal((5, 2))
-    values = slices.grid(9).numpy() @ jacobian.T
-    found = slices.neighbour_trace(values.reshape(9, 9, 5), 1 / 8)
-    np.testing.assert_allclose(found, (jacobian**2).sum(), rtol=1e-10)
-
-
-def test_neighbour_differences_average_both_sides_of_a_point():
-    found = slices.neighbour_trace(torch.tensor([[0.0, 0.0, 3.0]] * 2), 0.5)
-    np.testing.assert_allclose(found, [[0, 18, 36]] * 2)
-
-
 def test_neighbour_differences_tend_to_the_trace_of_the_pullback(plane):
     generator, side = small_mixture(), 21
     low, high = (0.3, 0.4), (0.35, 0.45)
     t = slices.grid(side, low=low, high=high)
     images = slices.render(generator, plane, t, steps=5)
-    found = slices.neighbour_trace(images.reshape(side, side, -1), 0.05 / (side - 1))
+    found = relief.neighbour_trace(images.reshape(side, side, -1), 0.05 / (side - 1))
 
     def f(s):
         return slices.render(generator, plane, s, steps=5, differentiable=True)
@@ -412,50 +297,3 @@ def test_neighbour_differences_tend_to_the_trace_of_the_pullback(plane):
     exact = sum(j.flatten(1).square().sum(1) for j in sides).view(side, side)
     inside = np.s_[1:-1, 1:-1]
     np.testing.assert_allclose(found[inside], exact[inside], rtol=2e-3)
-
-
-@pytest.fixture
-def two_phases():
-    """Stretch 1 in and around a disc, 10 on its rim and on a line that cuts a corner off."""
-    i, j = np.indices((60, 50))
-    rim = np.abs(np.hypot(i - 30, j - 25) - 12) < 1.5
-    return np.where(rim | (i + j == 12), 10.0, 1.0)
-
-
-def test_phases_are_the_regions_between_ridges_by_falling_area(two_phases):
-    labels = slices.phases(two_phases)
-    assert labels.max() == 3 and (labels[two_phases > 1] == 0).all()
-    assert labels[59, 49] == 1 and labels[30, 25] == 2 and labels[0, 0] == 3
-    assert [int((labels == k).sum()) for k in (2, 3)] == [
-        int((np.hypot(*(np.indices((60, 50)) - [[[30]], [[25]]])) <= 10.5).sum()),
-        12 * 13 // 2,
-    ]
-
-
-def test_phases_too_small_to_matter_are_left_out(two_phases):
-    labels = slices.phases(two_phases, smallest=100)
-    assert labels.max() == 2 and labels[0, 0] == 0
-
-
-def test_ridges_do_not_depend_on_the_scale_and_a_map_without_borders_has_none(two_phases):
-    np.testing.assert_array_equal(slices.ridges(two_phases), two_phases > 1)
-    np.testing.assert_array_equal(slices.ridges(7 * two_phases), two_phases > 1)
-    smooth = 1 + 0.5 * torch.sin(5 * slices.grid(40)[:, 0]).view(40, 40)
-    assert not slices.ridges(smooth).any() and slices.phases(smooth).min() == 1
-
-
-def test_ridges_are_measured_against_the_median_not_the_mean():
-    stretches = np.ones((10, 10))
-    stretches[0], stretches[1] = 1000.0, 4.0
-    assert slices.ridges(stretches)[:2].all() and not slices.ridges(stretches)[2:].any()
-
-
-def test_the_edge_of_the_slice_counts_as_a_border_of_its_phases():
-    assert slices.centres(np.ones((9, 15), int)).tolist()[0][0] == 4
-
-
-def test_the_centre_of_a_phase_is_its_innermost_point(two_phases):
-    middle = slices.centres(slices.phases(two_phases))
-    assert middle.shape == (3, 2)
-    assert middle[1].tolist() == [30, 25]
-    assert slices.phases(two_phases)[tuple(middle[2])] == 3 and middle[2].max() <= 5

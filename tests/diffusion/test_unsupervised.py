@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lib.diffusion import deltas, directions, hspace, means, models, unsupervised
+from lib.diffusion import bases, deltas, directions, hspace, means, models, unsupervised
 from lib.diffusion.sampling import ddim, time_grid
 from lib.kit import cache
 
@@ -34,7 +34,7 @@ def test_principal_directions_are_those_of_h_at_each_edited_time(pixel):
     with hspace.capture(pixel) as h:
         ddim(pixel, x, steps=STEPS)
     for t, rows in found.items():
-        expected, _ = directions.principal_components(h[t], 2)
+        expected, _ = bases.principal_components(h[t], 2)
         torch.testing.assert_close(rows, expected.float(), rtol=1e-2, atol=1e-3)
     with pytest.raises(ValueError, match="above every step"):
         unsupervised.principal(pixel, x, steps=STEPS, t_edit=1000)
@@ -62,9 +62,7 @@ def test_pullback_edit_is_plain_without_a_step_and_moves_with_one(pixel):
     none = unsupervised.pullback_edit(pixel, x, v / v.norm(), step=0.0, **run)
     torch.testing.assert_close(none, ddim(pixel, x, steps=STEPS), rtol=1e-4, atol=1e-5)
     middle = ddim(pixel, x, steps=STEPS, stop=599)
-    moved = directions.pullback_move(
-        pixel, middle, 599, v / v.norm(), step=2.0, reach=1.0, repeats=2
-    )
+    moved = bases.pullback_move(pixel, middle, 599, v / v.norm(), step=2.0, reach=1.0, repeats=2)
     expected = ddim(pixel, moved, steps=STEPS, start=599)
     ours = unsupervised.pullback_edit(pixel, x, v / v.norm(), step=2.0, **run)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

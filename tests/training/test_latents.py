@@ -65,6 +65,23 @@ def test_encoding_and_decoding_scale_latents_back_and_forth(untrained):
     assert latents.encode(images).shape == (3, 4, 16, 16)
 
 
+def test_centred_latents_have_mean_zero_and_the_same_round_trip(untrained):
+    images = torch.rand(8, 3, 64, 64) * 2 - 1
+    before, code = latents._round_trip(untrained, images), latents.encode(images)
+    assert code.mean((0, 2, 3)).abs().max() > 0.01  # there is something to take away
+    latents.centre(untrained, images)
+    assert latents.encode(images).mean((0, 2, 3)).abs().max() < 1e-6
+    assert torch.allclose(latents.encode(images), code - code.mean((0, 2, 3), True), atol=1e-5)
+    assert torch.allclose(latents._round_trip(untrained, images), before, atol=1e-5)
+
+
+def test_training_ends_where_sampling_begins():
+    """At t = T an image's colour, the mean of 16 x 16 latents, drowns in that of the noise."""
+    alpha = latents._scheduler().alphas_cumprod[-1]
+    noise_of_mean = ((1 - alpha) / 256).sqrt()
+    assert alpha.sqrt() < 0.3 * noise_of_mean
+
+
 def test_the_data_pair_each_latent_with_a_caption_of_its_face(untrained, monkeypatch):
     faces = avatars.draw(40)
     images = np.random.default_rng(0).integers(0, 255, (40, 3, 64, 64), np.uint8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.training.train import Task, _Share, main, rate_factor, train
+from lib.training.train import Task, _Share, main, rate_factor, train, write_card
 
 COUNT, BATCH = 40, 8
 
@@ -217,6 +217,28 @@ def test_warm_start_begins_at_the_shipped_weights_with_a_shorter_warm_up(tmp_pat
     assert torch.equal(state(tmp_path / "again")["network"]["0.weight"], shipped[0].weight)
     cold, warm = ({"steps": 10_000, "warm_start": flag} for flag in (False, True))
     assert rate_factor(99, warm) == 1.0 and rate_factor(99, cold) == pytest.approx(0.2)
+
+
+def test_a_warm_start_counts_what_lies_behind_it_and_keeps_the_early_snapshots(tmp_path):
+    saved = lambda network, folder: (  # noqa: E731
+        folder.mkdir(),
+        torch.save(network.state_dict(), folder / "weights.pt"),
+    )
+    task = line(snapshots={"early": 0.25}, save_snapshot=saved)
+    run(tmp_path, task)
+    early = (tmp_path / "models" / "line" / "early" / "weights.pt").read_bytes()
+    for again, behind in (("second", 23), ("third", 28)):
+        build, models = tmp_path / again, tmp_path / "models"
+        metrics = train(task, build=build, models=models, steps=5, start=models)
+        assert metrics["training"]["steps"] == 5
+        assert metrics["training"]["earlier_steps"] == behind
+    assert (tmp_path / "models" / "line" / "early" / "weights.pt").read_bytes() == early
+
+
+def test_the_card_tells_steps_of_a_warm_start_apart(tmp_path):
+    training = {"steps": 5, "batch": 8, "earlier_steps": 23}
+    write_card(tmp_path, "line", "A line.", "no more.", {"training": training})
+    assert "23 steps and, with `--from models`, 5 more of 8" in (tmp_path / "README.md").read_text()
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_hundredth():
