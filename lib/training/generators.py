@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lib import judge, quality
 from lib.training import avatars
-from lib.training.train import Task, write_card
+from lib.training.cards import write_card
+from lib.training.train import Task
 
 
 def ddpm_task() -> Task:
@@ -51,9 +52,7 @@ def build_ddpm():
 def _load_ddpm(folder: Path):
     from diffusers import UNet2DModel
 
-    network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    network.register_to_config(_name_or_path="")  # where the trainer found it is nobody's business
-    return network.train()
+    return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
 
 
 def _scheduler():
@@ -130,11 +129,18 @@ def saturated(images: Tensor) -> float:
     return round(quality.saturated(images).double().mean().item(), 5)
 
 
+def shipped(network):
+    """A copy in half precision that does not tell from which folder it was loaded."""
+    network = copy.deepcopy(network).half()
+    network.register_to_config(_name_or_path="")
+    return network
+
+
 def _pipeline(network):
     """The pipeline in half precision; the network itself stays as it is."""
     from diffusers import DDIMPipeline
 
-    return DDIMPipeline(copy.deepcopy(network).half(), _scheduler())
+    return DDIMPipeline(shipped(network), _scheduler())
 
 
 def _save_ddpm(network, folder: Path, metrics: dict) -> None:

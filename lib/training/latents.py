@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lib import judge
 from lib.training import avatars, captions
-from lib.training.generators import saturated, weighted_noise_error
-from lib.training.train import BUILD, Task, write_card
+from lib.training.cards import write_card
+from lib.training.generators import saturated, shipped, weighted_noise_error
+from lib.training.train import BUILD, Task
 
 SIZE = 64
 FACES = 24_000
@@ -170,9 +171,7 @@ def build_unet():
 def _load_unet(folder: Path):
     from diffusers import UNet2DConditionModel
 
-    network = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    network.register_to_config(_name_or_path="")  # where the trainer found it is nobody's business
-    return network.train()
+    return UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
 
 
 def _scheduler():
@@ -316,11 +315,9 @@ def pipeline(network):
     from diffusers import StableDiffusionPipeline
 
     tower, words = _text_tower()
-    parts = (autoencoder(), tower, network)
-    vae, text_encoder, unet = (copy.deepcopy(part).half() for part in parts)
-    vae.register_to_config(_name_or_path="")  # where the trainer found it is nobody's business
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=words, unet=unet, scheduler=_scheduler(),
+        vae=shipped(autoencoder()), text_encoder=copy.deepcopy(tower).half(), tokenizer=words,
+        unet=shipped(network), scheduler=_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from lib import judge
 from lib.training import avatars, captions
-from lib.training.train import Task, write_card
+from lib.training.cards import write_card
+from lib.training.train import Task
 
 LIMITS = (
     "it reads the kit's drawn faces and nothing else; on other images its answers mean nothing."

@@ -75,7 +75,8 @@ def train(
     many steps, leaving a checkpoint (and returns {}).
 
     Raises:
-        ValueError: when a checkpoint belongs to other settings, or `steps` or `limit` is below 1.
+        ValueError: when a checkpoint belongs to other settings, `steps` or `limit` is below 1, or
+            the folder of a warm start lacks a snapshot.
         FloatingPointError: when the loss is no longer finite.
     """
     steps = task.steps if steps is None else steps
@@ -108,6 +109,12 @@ class _Run:
 
 
 def _prepare(task: Task, folder: Path, steps: int, start: Path | None) -> _Run:
+    for name in task.snapshots if start else ():
+        if not (Path(start) / task.name / name).is_dir():
+            raise ValueError(
+                f"{task.name} to start from has no {name}, which is kept beside the weights; "
+                "start from a complete folder, or from nothing."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator()
     torch.manual_seed(task.seed)
@@ -197,10 +204,10 @@ def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:
     _average(run.average, run.accelerator.unwrap_model(run.network), task.average, run.step)
     run.losses.append(loss.detach())
     run.step += 1
+    if run.settings["warm_start"]:  # the early snapshots are those of the run that it continues
+        return
     for name, share in task.snapshots.items():
-        if not run.settings["warm_start"] and run.step == max(
-            1, round(share * run.settings["steps"])
-        ):
+        if run.step == max(1, round(share * run.settings["steps"])):
             _write(run.average.state_dict(), run.folder / f"{name}.pt")
 
 
@@ -359,60 +366,6 @@ def _draw_samples(folder: Path, images: Tensor) -> None:
     temporary = folder / "samples.partial.png"
     Image.fromarray(sheet.numpy()).save(temporary)
     os.replace(temporary, folder / "samples.png")
-
-
-def write_card(folder: Path, name: str, purpose: str, limits: str, metrics: dict) -> None:
-    """README.md beside the weights: what it is and is not, how it was made, what was measured."""
-    from lib.training import avatars
-
-    training = metrics["training"]
-    curve = " The loss curve of the training is in `metrics.json`." * ("loss_curve" in training)
-    text = f"""---
-license: mit
----
-
-# {name}
-
-{purpose} Weights in half precision, safetensors.
-
-Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
-faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
-
-Measured on held-out label sets (`metrics.json`):
-
-{_table(metrics)}
-Limits: {limits}{curve}
-
-{avatars.attribution()}
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _steps(training: dict) -> str:
-    earlier = training.get("earlier_steps", 0)
-    return (
-        f"{earlier} steps and, with `--from models`, {training['steps']} more"
-        if earlier
-        else (f"{training['steps']} steps")
-    )
-
-
-def _cost(metrics: dict) -> str:
-    cost = metrics.get("cost")
-    return f"; {cost['minutes']} minutes on {cost['hardware']}" if cost else ""
-
-
-def _table(metrics: dict) -> str:
-    """Every measured number as a Markdown table, one column per image size where they differ."""
-    lines = ["| measure | 32 px | 64 px |", "| --- | --- | --- |"]
-    for measure, value in metrics.items():
-        name = measure.replace("_", " ")
-        if isinstance(value, (int, float)) and not measure.endswith("seed"):
-            lines.append(f"| {name} | {value} | |")
-        elif isinstance(value, dict) and "32" in value and "64" in value:
-            pairs = ((key, value["32"][key], value["64"][key]) for key in value["32"])
-            lines += [f"| {name}: {key} | {small} | {large} |" for key, small, large in pairs]
-    return "\n".join(lines) + "\n"
 
 
 def tasks() -> dict[str, Callable[[], Task]]:

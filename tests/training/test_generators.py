@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,9 @@ def test_a_saved_network_is_the_same_in_half_precision(tmp_path):
     again = generators._load_ddpm(tmp_path)
     for key, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[key], value.half().float()), key
+    generators._save_ddpm(again, tmp_path / "again", metrics)  # a warm start tells no path
+    config = json.loads((tmp_path / "again" / "unet" / "config.json").read_text())
+    assert config.get("_name_or_path", "") == ""
     files = [path.suffix for path in tmp_path.rglob("*") if path.is_file()]
     assert set(files) == {".json", ".md", ".safetensors"}
 

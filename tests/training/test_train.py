@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.training.train import Task, _Share, main, rate_factor, train, write_card
+from lib.training.cards import write_card
+from lib.training.train import Task, _Share, main, rate_factor, train
 
 COUNT, BATCH = 40, 8
 
@@ -233,6 +234,14 @@ def test_a_warm_start_counts_what_lies_behind_it_and_keeps_the_early_snapshots(t
         assert metrics["training"]["steps"] == 5
         assert metrics["training"]["earlier_steps"] == behind
     assert (tmp_path / "models" / "line" / "early" / "weights.pt").read_bytes() == early
+
+
+def test_a_warm_start_without_its_snapshots_is_refused_before_it_trains(tmp_path):
+    run(tmp_path)
+    task = line(snapshots={"early": 0.25})
+    with pytest.raises(ValueError, match="has no early"):
+        run(tmp_path / "again", task, start=tmp_path / "models")
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_card_tells_steps_of_a_warm_start_apart(tmp_path):

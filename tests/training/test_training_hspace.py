@@ -120,13 +120,13 @@ def test_published_settings_run_on_a_small_checkpoint(tmp_path):
 @pytest.mark.parametrize("file", sorted(hspace.FOLDER.glob("*.safetensors")), ids=lambda f: f.stem)
 def test_shipped_networks_belong_to_the_shipped_model_and_push_their_attribute(file):
     generator = models.load("avatars-ddpm", device="cpu")
-    x, run = generator.noise(6, 30_000), {"steps": 8, "t_edit": 514}
+    x, run = generator.noise(24, 30_000), {"steps": 8, "t_edit": 514}
     change, name = directions.load(generator, file), file.stem.replace("-", " ")
     plain = diffusion_hspace.reconstruct(generator, x, steps=8)
     pushed = diffusion_hspace.edit(generator, x, change, **run, strength=1)
     pulled = diffusion_hspace.edit(generator, x, change, **run, strength=-1)
     gains = [attributes.score(plain, image, name).gain for image in (pushed, pulled)]
-    assert gains[0] > max(0.0, gains[1] + 0.1)
+    assert gains[0] > max(0.1, gains[1] + 0.1)
 
 
 def test_every_attribute_of_the_model_has_its_file():

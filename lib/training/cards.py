@@ -1,0 +1,57 @@
+"""The model card beside trained weights: what they are, how they were made, what was measured."""
+
+from pathlib import Path
+
+from lib.training import avatars
+
+
+def write_card(folder: Path, name: str, purpose: str, limits: str, metrics: dict) -> None:
+    """README.md beside the weights: what it is and is not, how it was made, what was measured."""
+    training = metrics["training"]
+    curve = " The loss curve of the training is in `metrics.json`." * ("loss_curve" in training)
+    text = f"""---
+license: mit
+---
+
+# {name}
+
+{purpose} Weights in half precision, safetensors.
+
+Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
+faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
+
+Measured on held-out label sets (`metrics.json`):
+
+{_table(metrics)}
+Limits: {limits}{curve}
+
+{avatars.attribution()}
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _steps(training: dict) -> str:
+    earlier = training.get("earlier_steps", 0)
+    return (
+        f"{earlier} steps and, with `--from models`, {training['steps']} more"
+        if earlier
+        else (f"{training['steps']} steps")
+    )
+
+
+def _cost(metrics: dict) -> str:
+    cost = metrics.get("cost")
+    return f"; {cost['minutes']} minutes on {cost['hardware']}" if cost else ""
+
+
+def _table(metrics: dict) -> str:
+    """Every measured number as a Markdown table, one column per image size where they differ."""
+    lines = ["| measure | 32 px | 64 px |", "| --- | --- | --- |"]
+    for measure, value in metrics.items():
+        name = measure.replace("_", " ")
+        if isinstance(value, (int, float)) and not measure.endswith("seed"):
+            lines.append(f"| {name} | {value} | |")
+        elif isinstance(value, dict) and "32" in value and "64" in value:
+            pairs = ((key, value["32"][key], value["64"][key]) for key in value["32"])
+            lines += [f"| {name}: {key} | {small} | {large} |" for key, small, large in pairs]
+    return "\n".join(lines) + "\n"
