@@ -3,9 +3,9 @@
     python -m lib.training.train [NAME ...] [--from models] [--steps N] [--limit N]
 
 A task brings a network, data, a loss and a way to save; the trainer brings devices, mixed
-precision, averaging, checkpoints and the learning-rate curve. Step s draws its batch and its noise
-from the seed and s alone, so an interrupted run, started again, equals an uninterrupted one
-(bit for bit on one machine's CPU).
+precision, averaging, checkpoints and the learning-rate curve. Step s, counted with those before a
+warm start, draws its batch and its noise from the seed and s alone, so an interrupted run, started
+again, equals an uninterrupted one (bit for bit on one machine's CPU).
 """
 
 import argparse
@@ -173,7 +173,7 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
     )  # fmt: skip
     try:
         while run.step < last:
-            indices, rng = share(run.step)
+            indices, rng = share(run.settings["earlier_steps"] + run.step)
             batch = fetch(indices, rng)
             whole = False
             _step(task, run, batch, rng)
@@ -233,12 +233,17 @@ class _Share:
 
 
 def rate_factor(step: int, settings: dict) -> float:
-    """Learning rate over its peak: linear warm-up, then half a cosine down to 1%."""
+    """Learning rate over `task.rate`: linear warm-up, then half a cosine down to 1% of its peak.
+
+    The peak is 1, and 0.4 after a warm start: at the full rate trained weights first get worse
+    (the loss of avatars-ddpm doubled, and took half of the continuation to come back).
+    """
     warm = min(100 if settings["warm_start"] else 500, settings["steps"] // 10)
+    peak = 0.4 if settings["warm_start"] else 1.0
     if step < warm:
-        return (step + 1) / warm
-    cosine = torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, settings["steps"] - warm)))
-    return 0.01 + 0.99 * 0.5 * (1.0 + cosine.item())
+        return peak * (step + 1) / warm
+    turn = math.pi * (step - warm) / max(1, settings["steps"] - warm)
+    return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(turn)))
 
 
 @torch.no_grad()

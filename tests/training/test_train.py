@@ -217,7 +217,21 @@ def test_warm_start_begins_at_the_shipped_weights_with_a_shorter_warm_up(tmp_pat
     run(tmp_path / "again", line(rate=0.0), start=tmp_path / "models", limit=1)
     assert torch.equal(state(tmp_path / "again")["network"]["0.weight"], shipped[0].weight)
     cold, warm = ({"steps": 10_000, "warm_start": flag} for flag in (False, True))
-    assert rate_factor(99, warm) == 1.0 and rate_factor(99, cold) == pytest.approx(0.2)
+    assert rate_factor(99, warm) == 0.4 and rate_factor(99, cold) == pytest.approx(0.2)
+
+
+def test_a_warm_start_reads_on_where_the_first_run_stopped(tmp_path):
+    seen = []
+
+    def watched():
+        count, fetch = line().data()
+        return line(data=lambda: (count, lambda i, rng: seen.append(i.tolist()) or fetch(i, rng)))
+
+    run(tmp_path, watched(), steps=28)
+    whole, seen[:] = list(seen), []
+    run(tmp_path / "part", line())
+    run(tmp_path / "more", watched(), start=tmp_path / "part" / "models", steps=5)
+    assert seen == whole[23:]
 
 
 def test_a_warm_start_counts_what_lies_behind_it_and_keeps_the_early_snapshots(tmp_path):
