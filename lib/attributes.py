@@ -244,6 +244,23 @@ def matched(
     return Matched(strength, *(Interval(*map(float, c)) for c in columns))
 
 
+def matched_gap(
+    first: Sequence[Scores], second: Sequence[Scores], gain: float, *, draws: int = 300
+) -> Interval:
+    """Off-target change at a gain, of one sweep less that of another on the same images.
+
+    first, second: scores at rising strengths. Images are drawn for both together; resamples in
+    which one of them does not reach the gain are left out.
+    """
+
+    def leak(scores: Sequence[Scores]) -> float:
+        found = at_gain([Outcome(s.gain, s.off_target, s.unchanged, 0.0) for s in scores], gain)
+        return found.off_target if found else float("nan")
+
+    cut = len(first)
+    return interval(lambda *s: leak(s[:cut]) - leak(s[cut:]), *first, *second, draws=draws)
+
+
 def interval(
     statistic: Callable[..., float], *samples: Scores | Tensor, draws: int = 1000, seed: int = 0
 ) -> Interval:

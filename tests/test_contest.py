@@ -64,6 +64,18 @@ def test_matched_is_the_outcome_at_the_gain_with_its_spread(faces):
         assert own.low <= own.value <= own.high and own.error >= 0
 
 
+def test_two_sweeps_of_the_same_images_are_compared_face_by_face(faces):
+    strengths = (0.25, 0.5, 0.75, 1.0)
+    scores = [attributes.score(faces[0], fade(faces)(c), "glasses") for c in strengths]
+    gain = 0.5 * (scores[2].gain + scores[3].gain)
+    assert attributes.matched_gap(scores, scores, gain)[:2] == (0.0, 0.0)
+    leaky = [s._replace(leaks=s.leaks + 1.0) for s in scores]
+    gap = attributes.matched_gap(leaky, scores, gain)
+    own = [attributes.matched(strengths, s, [torch.zeros(8)] * 4, gain) for s in (leaky, scores)]
+    assert gap.value == pytest.approx(own[0].off_target.value - own[1].off_target.value)
+    assert math.isnan(attributes.matched_gap(scores[:1], scores, 10.0).value)
+
+
 def test_gain_at_a_distance_lies_between_the_levels(faces):
     way = fade(faces)
     full = float(attributes.distance(faces[0], faces[1]).mean())

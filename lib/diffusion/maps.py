@@ -81,6 +81,26 @@ def bootstrap(
     )
 
 
+def block_jackknife(statistic: Callable, *maps, blocks: int = 4) -> float:
+    """Standard error of statistic(*maps), leaving out blocks × blocks rectangles in turn.
+
+    √((k − 1) / k Σ (T₋ᵢ − mean)²) over the k rectangles. statistic takes the values (m,) of every
+    map (g, h) at the same m points. Raises ValueError for shapes that differ and blocks without
+    points.
+    """
+    arrays = [as_array(m) for m in maps]
+    shape = arrays[0].shape
+    if any(a.shape != shape for a in arrays) or not 2 <= blocks <= min(shape):
+        raise ValueError(
+            f"maps have shapes {[a.shape for a in arrays]}, blocks = {blocks}; expected one shape "
+            f"(g, h) and 2 ... {min(shape)} blocks"
+        )
+    rows, columns = (np.arange(n) * blocks // n for n in shape)
+    place = np.add.outer(blocks * rows, columns)
+    left = np.array([statistic(*(a[place != b] for a in arrays)) for b in range(blocks**2)])
+    return float(np.sqrt((1 - 1 / blocks**2) * np.square(left - left.mean()).sum()))
+
+
 def smooth(values, width: float, *, spacing: float) -> np.ndarray:
     """A map (g, h) under a Gaussian of standard deviation `width`, in units of the slice.
 

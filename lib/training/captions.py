@@ -5,6 +5,7 @@ caption = ("a face" | "a person") + any subset of the phrases of the visible att
 
 import difflib
 import string
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -82,6 +83,23 @@ def captions(labels: dict[str, np.ndarray], *, rng: np.random.Generator | None =
         )
         for row in rows
     ]
+
+
+def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarray:
+    """Where all phrases are true, bool (n,), of class indices {attribute: (n,)}, drawn or read.
+
+    An attribute that is not visible (index UNDEFINED) makes no phrase of it true.
+
+    Raises:
+        ValueError: for a phrase that is not among `MEANINGS`.
+    """
+    true = np.ones(len(next(iter(classes.values()))), bool)
+    for phrase in phrases:
+        if phrase not in MEANINGS:
+            raise ValueError(f"phrase = {phrase!r}: expected one of {', '.join(MEANINGS)}.")
+        attribute, wanted = MEANINGS[phrase]
+        true &= np.isin(classes[attribute], [CLASSES[attribute].index(name) for name in wanted])
+    return true
 
 
 def tokenizer():

@@ -71,6 +71,8 @@ def test_the_error_of_a_small_box_count_is_that_of_straight_lines():
     assert mean == pytest.approx(1, abs=3 * spread) and 0.01 < spread < 0.3
     fine = fractal.line_spread(257, draws=20)
     assert fine[0] == pytest.approx(1, abs=0.05) and fine[1] < spread
+    many = [fractal.line_spread(17, lines=k, draws=100, largest=4)[0] for k in (1, 2, 4)]
+    assert many == sorted(many) and many[-1] > 1.15  # so few boxes: lines look like a fractal
 
 
 def test_border_cells_are_those_with_two_labels():

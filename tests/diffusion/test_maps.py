@@ -61,6 +61,22 @@ def test_the_bootstrap_error_of_a_mean_is_the_standard_error():
         maps.bootstrap([1.0, np.inf])
 
 
+def test_a_jackknife_of_independent_points_is_the_error_of_their_mean():
+    values = RNG.normal(size=(40, 40))
+    assert maps.block_jackknife(np.mean, values, blocks=8) == pytest.approx(1 / 40, rel=0.3)
+    clumped = np.kron(RNG.normal(size=(8, 8)), np.ones((5, 5)))  # 64 independent values
+    assert maps.block_jackknife(np.mean, clumped, blocks=8) == pytest.approx(
+        clumped.std(ddof=0) / 63**0.5, rel=1e-6
+    )
+
+    def ratio(a, b):
+        return a.sum() / b.sum()
+
+    assert maps.block_jackknife(ratio, 3 * values**2, values**2) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="one shape"):
+        maps.block_jackknife(ratio, values, values[:5])
+
+
 def test_smoothing_has_the_width_asked_for():
     point = np.zeros((81, 81))
     point[40, 40] = 1

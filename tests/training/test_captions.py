@@ -48,6 +48,19 @@ def test_every_caption_fits_and_survives_the_round_trip():
     assert max(len(TOKENS(text).input_ids) for text in everything) >= 22
 
 
+def test_a_phrase_is_true_of_exactly_the_faces_whose_caption_says_it():
+    table = labels(500)
+    texts = [said(text) for text in captions.captions(table)]
+    for phrase in captions.MEANINGS:
+        assert captions.true_of([phrase], table).tolist() == [phrase in text for text in texts]
+    pair = ("with a hat", "with glasses")
+    both = captions.true_of(pair, table)
+    assert both.any() and both.tolist() == [set(pair) <= set(text) for text in texts]
+    assert not captions.true_of(("with a beard", "with a moustache"), table).any()
+    with pytest.raises(ValueError, match="expected one of"):
+        captions.true_of(["with wings"], table)
+
+
 def test_a_saved_tokenizer_reads_the_same(tmp_path):
     from transformers import CLIPTokenizer
 
