@@ -89,7 +89,7 @@ _DIFFUSION = _group(
     ("fractal_scales", "a change of 1e-5 flips the image, structure repeats at 1e-6", 1e-5, "1"),
     ("geodesics_within", "geodesics are nearly straight within a phase"),
     ("geodesics_across", "geodesics bend at borders"),
-    ("eta", "stochastic sampling (eta = 0.1) smooths the potential and hides borders", 0.1, "1"),
+    ("eta", "stochastic sampling (eta = 0.1) smooths the potential and hides borders", None, "1"),
     ("path_clip_length", "geodesics are shorter than linear paths in embedding space"),
     ("path_pixel_length", "geodesics and linear paths have equal pixel length"),
     ("path_perceptual_length", "geodesics are perceptually shorter than linear paths"),

@@ -70,7 +70,8 @@ def verdict(
     """Return the verdict on measured ± 2 error against a bound and the best of the nulls.
 
     "reproduced": the whole interval is on the right side of the bound and beats the null.
-    "partly": one of the two holds, or the interval straddles the bound. Else "not reproduced".
+    "partly": one of the two holds, or the interval straddles the bound and the value itself is
+    better than the nulls. Else "not reproduced".
 
     Raises:
         ValueError: unless exactly one of `below` and `above` is given and all numbers are finite.
@@ -85,7 +86,8 @@ def verdict(
     beaten = all(value + margin < sign * _number("null", item) for item in nulls)
     if value + margin < bound:
         return "reproduced" if beaten else "partly"
-    straddles = value - margin < bound
+    ahead = all(value < sign * _number("null", item) for item in nulls)
+    straddles = value - margin < bound and ahead
     return "partly" if straddles or (nulls and beaten) else "not reproduced"
 
 

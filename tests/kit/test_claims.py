@@ -82,6 +82,8 @@ def test_recording_needs_a_run(monkeypatch):
         (0.05, 0.01, {"below": 0.08, "null": {"a": 0.2, "b": 0.3}}, "reproduced"),
         (0.05, 0.01, {"below": 0.08, "null": {"a": 0.2, "b": 0.01}}, "partly"),
         (0.11, 0.01, {"below": 0.08, "null": 0.5}, "partly"),
+        (0.09, 0.01, {"below": 0.08, "null": 0.1}, "partly"),
+        (0.09, 0.01, {"below": 0.08, "null": 0.085}, "not reproduced"),
         (0.11, 0.01, {"below": 0.08, "null": 0.1}, "not reproduced"),
         (0.9, 0.01, {"above": 0.8}, "reproduced"),
         (0.9, 0.01, {"above": 0.8, "null": 0.95}, "partly"),
