@@ -171,12 +171,23 @@ def zoom(
             break
         places = low + (cells + 0.5) / (points - 1) * (high - low)
         corners = cells[np.argmin(np.square(places - middle).sum(1))] + _CORNERS
-        own = labels[tuple(corners.T)]
-        start = int(np.argmax(own != np.roll(own, -1)))
-        ends = low + corners[[start, (start + 1) % 4]] / (points - 1) * (high - low)
         spacing = edge / factor / (points - 1)
-        middle = crossings(classify, *ends[:, None], tolerance=spacing / 5).points[0].numpy()
+        where = low + corners / (points - 1) * (high - low)
+        middle = _on_a_side(classify, where, labels[tuple(corners.T)], spacing / 5)
     return found
+
+
+def _on_a_side(classify: Evaluate, corners: np.ndarray, labels, tolerance: float) -> np.ndarray:
+    """Place of the border on a side of a cell whose corners (4, 2) carry several labels, (2,).
+
+    A corner nearer to the border than rounding may be read otherwise in another batch: then the
+    next side is tried, and without any the middle of the cell is as good an answer.
+    """
+    for k in np.flatnonzero(labels != np.roll(labels, -1)):
+        ends = torch.as_tensor(corners[[k, (k + 1) % 4]])
+        if len(np.unique(np.asarray(classify(ends)))) > 1:
+            return crossings(classify, *ends[:, None], tolerance=tolerance).points[0].numpy()
+    return corners.mean(0)
 
 
 def check_window(window: float, points: int, resolution: float) -> None:

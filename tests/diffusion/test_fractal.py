@@ -124,6 +124,14 @@ def test_windows_stay_inside_the_slice():
         assert extent == pytest.approx([0.5 / 10**level] * 2)
 
 
+def test_zoom_goes_on_where_another_batch_reads_a_corner_otherwise():
+    def wavering(t):
+        return (t[:, 0] > 0.7) & (len(t) > 2)  # two points alone: one label
+
+    first, second = fractal.zoom(wavering, levels=2, factor=4, points=11)
+    assert abs(second.centre[0] - 0.7) < 1 / 10 and fractal.border(second.labels).any()
+
+
 def test_zoom_ends_where_there_is_no_border():
     assert len(fractal.zoom(lambda t: torch.zeros(len(t)), levels=5, points=9, factor=2)) == 1
 
