@@ -31,12 +31,8 @@ Limits: {limits}{curve}
 
 
 def _steps(training: dict) -> str:
-    earlier = training.get("earlier_steps", 0)
-    return (
-        f"{earlier} steps and, with `--from models`, {training['steps']} more"
-        if earlier
-        else (f"{training['steps']} steps")
-    )
+    earlier, steps = training.get("earlier_steps", 0), training["steps"]
+    return f"{earlier} steps and, with `--from models`, {steps} more" if earlier else f"{steps} steps"
 
 
 def _cost(metrics: dict) -> str:

@@ -26,7 +26,7 @@ def ddpm_task() -> Task:
         samples=lambda network: sample_ddpm(network, 64),
         save_snapshot=lambda network, folder: _pipeline(network).save_pretrained(folder),
         snapshots={"snapshot-1-16": 1 / 16, "snapshot-1-4": 1 / 4},
-        steps=11_200,
+        steps=16_000,
         batch=32,
         rate=1e-3,
         average=0.999,
