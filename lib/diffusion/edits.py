@@ -4,6 +4,7 @@ All ways start from the same latents: x of the source and z of the target at t, 
 latents of the same source where a way needs those. Images come out on the CPU, clamped to [-1, 1].
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -100,15 +101,18 @@ def shift_ways(
     steps: int,
     t: int,
     seed: int,
+    cache: Callable | None = None,
 ) -> Ways:
     """{way: strength -> images} by Δh: throughout from `noise`, from t on, or after a restart.
 
     noise, x, clean: latents of one source at the noisiest time, at t, and without noise.
+    cache: `lib.kit.cache.cached`, or any function called as cache(function, *arguments).
     """
     fresh, first = renoised(clean, generator.alpha(t), seed=seed), len(generator.alphas) - 1
+    kept = functools.partial(cache, shifted) if cache else shifted
 
     def run(latents: Tensor, start: int) -> Callable[[float], Tensor]:
-        return lambda w: shifted(generator, latents, delta, w, steps=steps, start=start)
+        return lambda w: kept(generator, latents, delta, w, steps=steps, start=start)
 
     return {"h-space": run(noise, first), "switch": run(x, t), "restart": run(fresh, t)}
 

@@ -31,8 +31,8 @@ Limits: {limits}{curve}
 
 
 def _steps(training: dict) -> str:
-    earlier, steps = training.get("earlier_steps", 0), training["steps"]
-    return f"{earlier} steps and, with `--from models`, {steps} more" if earlier else f"{steps} steps"
+    before, now = training.get("earlier_steps", 0), training["steps"]
+    return f"{before} steps and, with `--from models`, {now} more" if before else f"{now} steps"
 
 
 def _cost(metrics: dict) -> str:
