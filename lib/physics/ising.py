@@ -1,4 +1,4 @@
-"""Square-lattice Ising model with field: equilibrium samples and, from `ising_exact`, the answers.
+"""Square-lattice Ising model with field: equilibrium samples and the exact answers.
 
 Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dimensionless, the
 lattice is periodic, every bond counts once. Every random number is a hash of (seed, index of the
@@ -8,10 +8,9 @@ number of threads, nor on the device.
 
 import numpy as np
 import torch
-from numba import njit, prange
 from tqdm.auto import tqdm
 
-from lib.physics import ising_tensor
+from lib.physics import ising_loops, ising_tensor
 from lib.physics.ising_exact import (
     CRITICAL_BETA,
     check_count,
@@ -19,14 +18,16 @@ from lib.physics.ising_exact import (
     cylinder_cumulants,
     cylinder_free_energy,
     free_energy,
-    kaufman_log_partition,
     log_partition,
+    zero_field_curvature,
+)
+from lib.physics.ising_onsager import (
+    kaufman_log_partition,
     onsager_energy,
     onsager_free_energy,
     onsager_magnetization,
-    zero_field_curvature,
 )
-from lib.physics.threads import torch_threads_kept
+from lib.physics.streams import GOLDEN, mix
 
 __all__ = [
     "CRITICAL_BETA",
@@ -48,9 +49,6 @@ __all__ = [
     "zero_field_curvature",
 ]
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 UPDATES_PER_BLOCK = 2**26  # spin updates between two steps of the progress bar, about a second
 SITES_PER_BLOCK = 2**22  # sites held at once by the tensor code, about a gigabyte
 
@@ -246,7 +244,7 @@ def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False)
     totals = np.zeros_like(bonds)
     per_entry = (beta, field, _chances(beta), _chances(np.abs(field)), keys, spins, bonds, totals)
     for part in _blocks(len(beta), max(64, UPDATES_PER_BLOCK // (size**2 * sweeps))):
-        _run(cluster, hot, sweeps, *(array[part] for array in per_entry))
+        ising_loops.run(cluster, hot, sweeps, *(array[part] for array in per_entry))
     return spins, bonds, totals
 
 
@@ -281,138 +279,5 @@ def _keys(seed, first, count) -> np.ndarray:
     """Well-separated 64-bit keys, one per entry."""
     first, seed = check_count("first", first, 0), check_count("seed", seed, 0)
     index = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-    root = _mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
-    return _mix(root + index * GOLDEN)
-
-
-@njit(cache=True, nogil=True)
-def _mix(z):
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    z = (z ^ (z >> np.uint64(30))) * MIX_1
-    z = (z ^ (z >> np.uint64(27))) * MIX_2
-    return z ^ (z >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
-def _draw(key, number):
-    """64 random bits: the number-th value of the SplitMix64 stream that starts at key."""
-    return _mix(key + np.uint64(number) * GOLDEN)
-
-
-@njit(cache=True, nogil=True)
-def _fair_sign(bits):
-    return np.int8(1) if bits >> np.uint64(63) else np.int8(-1)
-
-
-@njit(cache=True, nogil=True)
-def _root(parent, site):
-    while parent[site] != site:
-        parent[site] = parent[parent[site]]
-        site = parent[site]
-    return site
-
-
-@njit(cache=True, nogil=True)
-def _join(parent, a, b):
-    """Merge two roots; the smaller index stays root, so that parents always come first."""
-    if a < b:
-        parent[b] = a
-        return a
-    parent[a] = b
-    return b
-
-
-@njit(cache=True, nogil=True)
-def _cluster_sweep(spins, parent, size, bond, ghost, key, base):
-    """One Swendsen-Wang update; spins[0] is the ghost, sites follow from 1, row by row."""
-    count = size * size
-    parent[0] = 0
-    for line in range(size):
-        root = -1
-        for site in range(line * size + 1, line * size + size + 1):
-            left, root = root, site
-            parent[site] = site
-            bits = _draw(key, base + 2 * site)
-            spin = spins[site]
-            if left >= 0 and spin == spins[site - 1] and bits & LOW < bond:
-                root = left
-                parent[site] = left
-            if line and spin == spins[site - size] and bits >> HALF < bond:
-                other = _root(parent, site - size)
-                if other != root:
-                    root = _join(parent, root, other)
-            if ghost and spin == spins[0] and _draw(key, base + 2 * site + 1) & LOW < ghost:
-                root = _join(parent, root, 0)
-    for line in range(size):
-        site, other = line * size + 1, line * size + size
-        if spins[site] == spins[other] and _draw(key, base + 2 * site) & LOW < bond:
-            _join(parent, _root(parent, site), _root(parent, other))
-        site, other = line + 1, line + 1 + count - size
-        if spins[site] == spins[other] and _draw(key, base + 2 * site) >> HALF < bond:
-            _join(parent, _root(parent, site), _root(parent, other))
-    for site in range(1, count + 1):
-        above = parent[site]
-        # a parent precedes its site, so it already holds the new sign of the cluster
-        spins[site] = spins[above] if above < site else _fair_sign(_draw(key, base + 2 * site + 1))
-
-
-@njit(cache=True, nogil=True)
-def _metropolis_sweep(spins, size, accept, key, base):
-    """One pass over the sites in order; accept[5 (s > 0) + k] for k neighbours up."""
-    for line in range(size):
-        above = size * (size - 1 if line == 0 else -1)
-        below = size * (1 - size if line == size - 1 else 1)
-        for site in range(line * size + 1, line * size + size + 1):
-            left = spins[site - 1 if site > line * size + 1 else site + size - 1]
-            right = spins[site + 1 if site < line * size + size else site - size + 1]
-            neighbours = left + right + spins[site + above] + spins[site + below]
-            case = (neighbours + 4) // 2 + (5 if spins[site] > 0 else 0)
-            if _draw(key, base + 2 * site) >> HALF < accept[case]:
-                spins[site] = -spins[site]
-
-
-@njit(cache=True, nogil=True)
-def _acceptance(beta, field):
-    """Metropolis probabilities as thresholds for 32 random bits."""
-    accept = np.empty(10, np.uint64)
-    for case in range(10):
-        spin, neighbours = 2 * (case // 5) - 1, 2 * (case % 5) - 4
-        chance = min(1.0, np.exp(-2 * spin * (beta * neighbours + field)))
-        accept[case] = np.uint64(np.round(chance * 2.0**32))
-    return accept
-
-
-@njit(cache=True, nogil=True)
-def _bond_sum(spins, size):
-    total = 0
-    for site in range(1, size * size + 1):
-        left = site - 1 if (site - 1) % size else site + size - 1
-        up = site - size if site > size else site + size * (size - 1)
-        total += spins[site] * (spins[left] + spins[up])
-    return total
-
-
-@torch_threads_kept
-@njit(cache=True, nogil=True, parallel=True)
-def _run(cluster, hot, sweeps, beta, field, bond, ghost, keys, out, bonds, totals):
-    """All entries in parallel; sums are written where `bonds` and `totals` have columns."""
-    size = out.shape[1]
-    count = size * size
-    for entry in prange(len(beta)):
-        key = keys[entry]
-        parent = np.empty(count + 1, np.int32)
-        spins = np.empty(count + 1, np.int8)
-        spins[0] = 1 if field[entry] > 0 else -1
-        for site in range(1, count + 1):
-            spins[site] = _fair_sign(_draw(key, 2 * site + 1)) if hot else 1
-        accept = _acceptance(beta[entry], field[entry])
-        for sweep in range(sweeps):
-            base = 2 * count * (sweep + 1)
-            if cluster:
-                _cluster_sweep(spins, parent, size, bond[entry], ghost[entry], key, base)
-            else:
-                _metropolis_sweep(spins, size, accept, key, base)
-            if bonds.shape[1]:
-                bonds[entry, sweep] = _bond_sum(spins, size)
-                totals[entry, sweep] = spins[1:].sum()
-        out[entry] = spins[1:].reshape(size, size)
+    root = mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
+    return mix(root + index * GOLDEN)

@@ -1,4 +1,4 @@
-"""Exact answers for the square-lattice Ising model in natural parameters.
+"""Exact answers for the square-lattice Ising model on tori and cylinders, by transfer matrices.
 
 Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dimensionless, the
 lattice is periodic, every bond counts once.
@@ -8,7 +8,6 @@ import operator
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ellipkm1
 
 CRITICAL_BETA = float(np.log1p(np.sqrt(2.0)) / 2)
 LARGEST_TRANSFER = 12
@@ -161,160 +160,6 @@ def zero_field_curvature(beta, size: int) -> np.ndarray:
     b3 = (psi[4] - 2 * psi[3] + 2 * psi[1] - psi[0]) / (2 * step**3)
     bhh = (psi_hh[2] - psi_hh[0]) / (2 * step)
     return bhh * (b2 * bhh - psi_hh[1] * b3) / (2 * b2**2 * psi_hh[1] ** 2)
-
-
-def kaufman_log_partition(beta, size: int) -> np.ndarray:
-    """Exact log Z of the size x size torus at zero field, any size.
-
-    Z = (1/2) (2 sinh 2 beta)^(N/2) [prod 2 cosh(n g_{2r+1}/2) + prod 2 sinh(n g_{2r+1}/2)
-    + prod 2 cosh(n g_{2r}/2) + prod 2 sinh(n g_{2r}/2)], n = size, r = 0 .. n-1, with
-    cosh g_l = cosh^2(2 beta)/sinh(2 beta) - cos(pi l/n) and g_0 = 2 beta + log tanh beta, which is
-    negative above the critical temperature.
-
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-        size: at least 3.
-
-    Returns:
-        float64 of beta's shape: log Z, not divided by the number of sites.
-
-    Raises:
-        ValueError: beta negative or not finite, size below 3.
-
-    Source: Kaufman, Phys. Rev. 76, 1232 (1949).
-    """
-    beta, _ = check_parameters(beta)
-    size = check_count("size", size, 3)
-    odd_growth, odd_gamma = _dispersion(beta, np.pi * (2 * np.arange(size) + 1) / size)
-    even_growth, even_gamma = _dispersion(beta, np.pi * 2 * np.arange(1, size) / size)
-    zero_growth, zero_gamma = _zero_mode(beta)
-    even_growth = np.concatenate([zero_growth, even_growth], axis=-1)
-    even_gamma = np.concatenate([np.abs(zero_gamma), even_gamma], axis=-1)
-    terms, signs = [], []
-    for growth, gamma, sign in (
-        (odd_growth, odd_gamma, 1.0),
-        (even_growth, even_gamma, np.sign(zero_gamma[..., 0])),
-    ):
-        decay = np.exp(-size * gamma)
-        with np.errstate(divide="ignore"):
-            shrink = np.log1p(-decay).sum(-1)
-        grown = size / 2 * growth.sum(-1)
-        terms += [grown + np.log1p(decay).sum(-1), grown + shrink]
-        signs += [np.ones_like(beta), sign * np.ones_like(beta)]
-    terms = np.array(terms)
-    top = terms.max(axis=0)
-    return top + np.log((signs * np.exp(terms - top)).sum(axis=0) / 2)
-
-
-def onsager_free_energy(beta) -> np.ndarray:
-    """-log Z / N of the infinite lattice at zero field.
-
-    log Z / N = log(sqrt 2 cosh 2 beta) + (1/pi) int_0^{pi/2} log(1 + sqrt(1 - k^2 cos^2 u)) du,
-    k = 2 sinh 2 beta / cosh^2 2 beta; double-exponential quadrature, error below 1e-13.
-
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-
-    Returns:
-        float64 of beta's shape, dimensionless.
-
-    Raises:
-        ValueError: beta negative or not finite.
-
-    Source: Onsager, Phys. Rev. 65, 117 (1944), Eq. 109.
-    """
-    beta, _ = check_parameters(beta)
-    node, weight = _quadrature()
-    kappa = _kappa(beta)[..., None]
-    # 1 - k^2 cos^2 u without cancellation at the critical point, where k = 1 and kappa = 0
-    root = np.sqrt(kappa**2 * np.cos(node) ** 2 + np.sin(node) ** 2)
-    integral = (weight * np.log1p(root)).sum(-1)
-    return -(2 * beta + np.log1p(np.exp(-4 * beta)) - np.log(2.0) / 2 + integral / np.pi)
-
-
-def onsager_energy(beta) -> np.ndarray:
-    """Energy per site of the infinite lattice at zero field, -d(log Z / N)/d beta.
-
-    u = -coth(2 beta) [1 + (2/pi) (2 tanh^2 2 beta - 1) K(k)], k = 2 sinh 2 beta / cosh^2 2 beta,
-    in units of the coupling; -2 at zero temperature, -sqrt 2 at the critical point.
-
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-
-    Returns:
-        float64 of beta's shape.
-
-    Raises:
-        ValueError: beta negative or not finite.
-
-    Source: Onsager, Phys. Rev. 65, 117 (1944), Eq. 115.
-    """
-    beta, _ = check_parameters(beta)
-    kappa = _kappa(beta)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bracket = np.where(kappa == 0, 0.0, kappa * ellipkm1(kappa**2))
-        energy = -(1 + 2 / np.pi * bracket) / np.tanh(2 * beta)
-    # the bracket cancels at small beta: high-temperature series, error below 1e-14 there
-    v = np.tanh(beta)
-    series = -2 * v - (1 - v**2) * (4 * v**3 + 12 * v**5)
-    return np.where(beta < 2e-3, series, energy)
-
-
-def onsager_magnetization(beta) -> np.ndarray:
-    """Spontaneous |m| of the infinite lattice: (1 - sinh^-4 2 beta)^(1/8), or 0 for a hot lattice.
-
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-
-    Returns:
-        float64 of beta's shape.
-
-    Raises:
-        ValueError: beta negative or not finite.
-
-    Source: Yang, Phys. Rev. 85, 808 (1952).
-    """
-    beta, _ = check_parameters(beta)
-    x = np.exp(-2 * beta)
-    with np.errstate(divide="ignore"):
-        inverse_sinh = 2 * x / (1 - x**2)
-    return np.where(inverse_sinh < 1, np.maximum(1 - inverse_sinh**4, 0.0), 0.0) ** 0.125
-
-
-def _kappa(beta):
-    """(sinh^2 2 beta - 1)/(sinh^2 2 beta + 1): signed sqrt(1 - k^2), zero at criticality."""
-    x = np.exp(-2 * beta)
-    return (1 - 2 * x - x**2) * (1 + 2 * x - x**2) / (1 + x**2) ** 2
-
-
-@lru_cache
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on (0, pi/2) that crowd doubly exponentially at both ends."""
-    t = np.linspace(-4.0, 4.0, 321)
-    s = np.pi / 2 * np.sinh(t)
-    node = np.pi / 2 / (1 + np.exp(-2 * s))
-    weight = np.pi / 2 * (np.pi / 2 * np.cosh(t)) / (2 * np.cosh(s) ** 2) * (t[1] - t[0])
-    return node, weight
-
-
-def _dispersion(beta, angle) -> tuple[np.ndarray, np.ndarray]:
-    """(log(2 sinh(2 beta) e^g), g) for cosh g = cosh^2/sinh - cos(angle), angle not 0 mod 2 pi."""
-    x = np.exp(-2 * beta)[..., None]
-    sinh = 2 * x * (1 - x**2)  # sinh 2 beta in units of e^{4 beta}/4, as are the sums below
-    low = (1 - 2 * x - x**2) ** 2 + 2 * sinh * np.sin(angle / 2) ** 2
-    large = low + sinh + np.sqrt(low * (low + 2 * sinh))
-    with np.errstate(divide="ignore"):
-        gamma = np.log(large) - np.log(sinh)
-    return np.log(large) - np.log(2.0) + 4 * beta[..., None], gamma
-
-
-def _zero_mode(beta) -> tuple[np.ndarray, np.ndarray]:
-    """(log(2 sinh(2 beta) e^|g_0|), g_0) with g_0 = 2 beta + log tanh beta."""
-    x = np.exp(-2 * beta)[..., None]
-    with np.errstate(divide="ignore"):
-        cold = 2 * np.log1p(-x) + 4 * beta[..., None]
-        gamma = 2 * beta[..., None] + np.log1p(-x) - np.log1p(x)
-    return np.maximum(cold, 2 * np.log1p(x)), gamma
 
 
 def _in_blocks(function, beta, field, size, points):
