@@ -25,7 +25,7 @@ class DeltaBlock(nn.Module):
     """f_t(h) = W_2 swish(GroupNorm(W_1 h + L swish(temb(t)))) for one attribute; W_i mix channels.
 
     temb is the frozen network's own time embedding, m wide; there is no residual. 2 C^2 + 5 C + m C
-    weights, 31,200 at C = 96. zero: start from Δh = 0 instead of the paper's random Δh.
+    weights, 28,128 at C = m = 96. zero: start from Δh = 0 instead of the paper's random Δh.
     """
 
     def __init__(self, generator: Generator, *, zero: bool = False, seed: int = 0) -> None:

@@ -179,7 +179,7 @@ _MODELS = _group(
     "models",
     "00_models",
     ("ddpm_complete", "pixel model: samples are complete faces (share)", None, "1"),
-    ("ddpm_saturated", "pixel model: no more washed-out samples than faces (ratio)", None, "1"),
+    ("ddpm_saturated", "pixel model: at most twice as many washed out as faces (excess)"),
     ("ddpm_frechet", "pixel model: nearer to faces than faces blurred by 0.7 px (Frechet)"),
     ("ddpm_inversion", "pixel model: inversion returns the face, 50 steps (mean error)"),
     ("ddpm_inversion_100", "pixel model: inversion returns the face, 100 steps (mean error)"),

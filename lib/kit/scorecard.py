@@ -11,12 +11,16 @@ WIDEST = 34  # characters of a cell in the terminal
 
 
 def rows() -> dict[str, dict]:
-    """Return {claim: row with its profile} from figures/: full before paper before quick."""
+    """Return {claim: row with its profile} from figures/: full before paper before quick.
+
+    A profile that could not test a claim does not hide the one that did.
+    """
     found: dict[str, dict] = {}
     for profile in ("quick", "paper", "full"):
         for folder in sorted((session.root() / "figures").glob("[0-9][0-9]_*")):
             for claim, row in results.read(results.results_file(folder, profile)).items():
-                found[claim] = row | {"profile": profile}
+                if row["verdict"] != "not tested here" or claim not in found:
+                    found[claim] = row | {"profile": profile}
     return found
 
 

@@ -115,11 +115,18 @@ def test_the_table_of_a_notebook_shows_its_rows(session_in):
         assert part in text
 
 
-def write_rows(root, profile, measured):
+def write_rows(root, profile, measured, verdict="reproduced"):
     folder = root / "figures" / "01_ising"
     folder.mkdir(parents=True, exist_ok=True)
-    row = {**ROW, "measured": measured, "verdict": "reproduced"}
+    row = {**ROW, "measured": measured, "verdict": verdict}
     results.results_file(folder, profile).write_text(json.dumps({F: row}))
+
+
+def test_a_profile_that_could_not_test_a_claim_does_not_hide_the_one_that_did(root):
+    write_rows(root, "full", None, "not tested here")
+    assert scorecard.rows()[F]["verdict"] == "not tested here"
+    write_rows(root, "paper", 0.02)
+    assert scorecard.rows()[F]["measured"] == 0.02 and scorecard.rows()[F]["profile"] == "paper"
 
 
 def test_the_scorecard_prefers_full_and_shows_the_rest_as_open(root):
