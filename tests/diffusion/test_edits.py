@@ -101,6 +101,21 @@ def test_ways_of_a_shift_do_nothing_at_strength_zero(face_model):
     assert not torch.allclose(ways["restart"](0), plain, atol=1e-2)
 
 
+def test_a_cache_makes_every_shifted_run_and_changes_none(face_model):
+    noise = face_model.noise(2, 0)
+    delta = hspace.constant(unit_normal(hspace.h_shape(face_model), 1))
+    seen, own = [], {"steps": STEPS, "t": 428, "seed": 3}
+
+    def cache(function, *arguments, **options):
+        seen.append(function.__name__)
+        return function(*arguments, **options)
+
+    start = face_model, noise, noise, noise, delta
+    kept, plain = edits.shift_ways(*start, cache=cache, **own), edits.shift_ways(*start, **own)
+    assert all(torch.equal(kept[way](1.0), plain[way](1.0)) for way in plain)
+    assert seen == ["shifted"] * 3
+
+
 def test_the_mean_shift_is_the_difference_of_mean_h(face_model):
     without, present = face_model.noise(3, 0), face_model.noise(3, 1)
     delta = edits.mean_shift(face_model, without, present, steps=STEPS)
