@@ -117,17 +117,6 @@ def labels(images: Tensor) -> dict[str, Tensor]:
     return {name: _has(classes, attribute) for name, attribute in ATTRIBUTES.items()}
 
 
-def labels_and_shuffles(images: Tensor, draws: int = 20) -> dict[str, Tensor]:
-    """`labels`, and `draws` of them with the rows permuted, "shuffled 0" ...: what chance finds."""
-    found = labels(images)
-    names = list(found)
-    for i in range(draws):
-        rng = torch.Generator().manual_seed(i)
-        own = found[names[i % len(names)]]
-        found[f"shuffled {i}"] = own[torch.randperm(len(own), generator=rng).to(own.device)]
-    return found
-
-
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """`judge.distance` of images clamped to [−1, 1], (n,): 0 equal, about 1 unrelated."""
     return judge.distance(a.float().clamp(-1, 1), b.float().clamp(-1, 1))

@@ -86,13 +86,6 @@ def test_outcome_at_a_gain_lies_on_the_line_between_its_neighbours():
         attributes.at_gain(rows, 0)
 
 
-def test_shuffled_labels_keep_their_counts(faces):
-    found = attributes.labels_and_shuffles(drawn(*faces), draws=3)
-    names = list(attributes.ATTRIBUTES)
-    for i in range(3):
-        assert int(found[f"shuffled {i}"].sum()) == int(found[names[i]].sum())
-
-
 def test_bad_input_is_refused(faces):
     images = drawn(*faces)
     with pytest.raises(ValueError, match="monocle"):

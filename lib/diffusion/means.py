@@ -3,7 +3,7 @@
 All come as `deltas.PerStep`: {t: change}, and callable as a Δh.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -70,41 +70,48 @@ def labelled_differences(
     *,
     steps: int,
     layers: Sequence[str] = (hspace.MIDDLE,),
+    halves: int = 0,
     batch: int = 16,
     prompt: str | None = None,
 ) -> dict[str, dict[str, PerStep]]:
     """`mean_difference` of every attribute at every layer, from one run: {layer: {name: {t: v}}}.
 
     The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
-    running sums are kept. A name whose labels are all alike is left out.
+    running sums are kept. A name whose labels are all alike is left out. halves: at the first
+    layer, as many differences between random halves of the samples, "half 0" ...: chance alone.
     """
+    coins = [torch.randint(2, (len(latents),), generator=_rng(i)).bool() for i in range(halves)]
     sums: dict[tuple[str, int], Tensor] = {}  # (1 + names, values): all rows, then each group
     shapes: dict[str, torch.Size] = {}
     groups = []
-    for part in latents.split(batch):
+    for index in torch.arange(len(latents)).split(batch):
         with ExitStack() as stack:
             taps = {k: stack.enter_context(hspace.capture(generator, layer=k)) for k in layers}
-            images = ddim(
-                generator, part, steps=steps, batch=len(part), prompt=prompt, progress=False
-            )
-        found = label(images)
-        rows = torch.stack([torch.ones(len(part)).bool().to(images.device), *found.values()])
+            run = {"steps": steps, "batch": len(index), "prompt": prompt, "progress": False}
+            found = label(ddim(generator, latents[index], **run))
+        everyone = torch.ones(len(index), dtype=torch.bool)
+        rows = torch.stack(
+            [everyone, *(v.cpu() for v in found.values()), *(c[index] for c in coins)]
+        )
         groups.append(rows.sum(1))
         for layer, t, values in ((k, t, v) for k, h in taps.items() for t, v in h.items()):
-            total = rows.to(values) @ values.flatten(1)
-            sums[layer, t] = sums.get((layer, t), 0) + total
+            own = rows if layer == layers[0] else rows[: 1 + len(found)]
+            sums[layer, t] = sums.get((layer, t), 0) + own.to(values) @ values.flatten(1)
             shapes[layer] = values.shape[1:]
-    count = torch.stack(groups).sum(0)
-    split = [i for i in range(1, len(count)) if 0 < count[i] < count[0]]
+    count, names = torch.stack(groups).sum(0), [*found, *(f"half {i}" for i in range(halves))]
+    times = sorted({t for _, t in sums})
 
     def difference(layer: str, t: int, i: int) -> Tensor:
         total = sums[layer, t]
         without = (total[0] - total[i]) / (count[0] - count[i])
         return (total[i] / count[i] - without).view(shapes[layer])
 
-    names, times = list(found), sorted({t for _, t in sums})
+    def known(layer: str) -> list[int]:
+        """Rows of the sums at this layer whose labels differ."""
+        return [i for i in range(1, len(sums[layer, times[0]])) if 0 < count[i] < count[0]]
+
     return {
-        k: {names[i - 1]: per_step({t: difference(k, t, i) for t in times}) for i in split}
+        k: {names[i - 1]: per_step({t: difference(k, t, i) for t in times}) for i in known(k)}
         for k in layers
     }
 
@@ -114,6 +121,12 @@ def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
     shape = next(iter(changes.values())).shape
     draw = unit_normal(tuple(shape), seed)
     return per_step({t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()})
+
+
+def noise_like(norms: Mapping[int, float], shape: Sequence[int], seed: int) -> PerStep:
+    """Gaussian noise of its own at each time with the given norm there, {t: shape}."""
+    draws = {t: unit_normal(tuple(shape), seed, t) for t in norms}
+    return per_step({t: norms[t] * v / v.norm() for t, v in draws.items()})
 
 
 def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Tensor]]) -> PerStep:
@@ -136,6 +149,33 @@ def agreement(changes: Mapping[int, Tensor], *, above: float = 0) -> float:
 
 
 def mean_epsilon(
+    generator: Generator, latents: Tensor, delta: hspace.Delta, **options: object
+) -> PerStep:
+    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
+
+    The partner of a Δh in ε-space: on a single sample it makes the same edit. options: steps,
+    t_edit, strength c and batch. Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+    for t, change in _epsilon_changes(generator, latents, delta, **options):
+        sums[t] = sums.get(t, 0.0) + change.sum(0)
+    return per_step({t: total / len(latents) for t, total in sums.items()})
+
+
+def epsilon_norms(
+    generator: Generator, latents: Tensor, delta: hspace.Delta, **options: object
+) -> dict[int, float]:
+    """Mean over samples of ‖ε(x_t | c Δh_t) − ε(x_t)‖, {t: norm}; arguments of `mean_epsilon`.
+
+    What one sample's prediction moves by; the norm of the mean is smaller.
+    """
+    sums: dict[int, float] = {}
+    for t, change in _epsilon_changes(generator, latents, delta, **options):
+        sums[t] = sums.get(t, 0.0) + float(change.flatten(1).norm(dim=1).sum())
+    return {t: total / len(latents) for t, total in sums.items()}
+
+
+def _epsilon_changes(
     generator: Generator,
     latents: Tensor,
     delta: hspace.Delta,
@@ -144,22 +184,21 @@ def mean_epsilon(
     t_edit: float,
     strength: float = 1.0,
     batch: int = 8,
-) -> PerStep:
-    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
-
-    The partner of a Δh in ε-space: on a single sample it makes the same edit. Raises ValueError
-    where no step is edited.
-    """
+) -> Iterator[tuple[int, Tensor]]:
+    """Pairs of a time and ε(x_t | c Δh_t) − ε(x_t) of a batch, along the edited trajectories."""
     down = _downward(time_grid(steps, len(generator.alphas)), None, None)
     pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
     if not pairs:
         raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
-    scaled, sums = hspace.combine({delta: strength}), dict.fromkeys([t for t, _ in pairs], 0.0)
-    with torch.no_grad():
-        for x in latents.split(batch):
-            for t, t_next in pairs:
+    scaled = hspace.combine({delta: strength})
+    for x in latents.split(batch):
+        for t, t_next in pairs:
+            with torch.no_grad():
                 eps, plain = hspace.predictions(generator, x, t, scaled)
-                sums[t] = sums[t] + (eps - plain).sum(0)
-                alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
-                x = update(x, eps, alpha, alpha_next, eps_direction=plain)
-    return per_step({t: total / len(latents) for t, total in sums.items()})
+            yield t, eps - plain
+            alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+            x = update(x, eps, alpha, alpha_next, eps_direction=plain)
+
+
+def _rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -25,14 +25,7 @@ def neighbour_trace(values, spacing: float) -> np.ndarray:
     neighbours of a point, summed over axes: it tends to the trace of the pullback metric JᵀJ.
     Raises ValueError for fewer than two points per axis and a spacing that is not positive.
     """
-    values = torch.as_tensor(values).detach().cpu()
-    if values.ndim < 2 or min(values.shape[:2]) < 2 or not spacing > 0:
-        raise ValueError(
-            f"values have shape {tuple(values.shape)}, spacing = {spacing}; expected a grid "
-            "(g, h, ...) of two points and more per axis and a spacing above zero"
-        )
-    values = values.reshape(*values.shape[:2], -1)
-    values = values if values.is_floating_point() else values.double()
+    values = _on_grid(values, spacing)
     total = np.zeros(values.shape[:2])
     for axis in (0, 1):
         rows = values.transpose(0, axis)
@@ -42,6 +35,39 @@ def neighbour_trace(values, spacing: float) -> np.ndarray:
         sides = (np.append(squares, squares[-1:], 0) + np.insert(squares, 0, squares[0], 0)) / 2
         total += sides if axis == 0 else sides.T
     return total
+
+
+def neighbour_metric(values, spacing: float) -> torch.Tensor:
+    """JᵀJ at the resolution of a grid, from differences of neighbours, (g, h, 2, 2), float64.
+
+    g_αβ = ⟨D_α, D_β⟩ averaged over the pairs of differences D = Δ / spacing to the two neighbours
+    of a point on each axis, so that g is positive semi-definite, a border between two points is not
+    missed, and the trace is `neighbour_trace`. Raises ValueError as that does.
+    """
+    values = _on_grid(values, spacing)
+    rows, columns = values.shape[:2]
+    g = torch.zeros(rows, columns, 2, 2, dtype=torch.float64)
+    for i in range(rows):  # whole maps of differences would multiply the memory
+        near = [values[j + 1] - values[j] for j in (i - 1, i) if 0 <= j < rows - 1]
+        steps = values[i, 1:] - values[i, :-1]
+        sides = torch.stack([torch.cat([steps[:1], steps]), torch.cat([steps, steps[-1:]])])
+        down = torch.stack(near)
+        g[i, :, 0, 0] = down.square().sum(-1).mean(0)
+        g[i, :, 1, 1] = sides.square().sum(-1).mean(0)
+        g[i, :, 0, 1] = g[i, :, 1, 0] = (down.mean(0) * sides.mean(0)).sum(-1)
+    return g / spacing**2
+
+
+def _on_grid(values, spacing: float) -> torch.Tensor:
+    """Features of a grid as (g, h, features), checked."""
+    values = torch.as_tensor(values).detach().cpu()
+    if values.ndim < 2 or min(values.shape[:2]) < 2 or not spacing > 0:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}, spacing = {spacing}; expected a grid "
+            "(g, h, ...) of two points and more per axis and a spacing above zero"
+        )
+    values = values.reshape(*values.shape[:2], -1)
+    return values if values.is_floating_point() else values.double()
 
 
 def ridges(stretches, *, contrast: float = 3.0) -> np.ndarray:

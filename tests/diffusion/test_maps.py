@@ -22,6 +22,17 @@ def test_agreement_sees_ranks_alone():
     assert maps.rank_agreement(-x, x).value == pytest.approx(-1)
 
 
+def test_a_gap_is_the_difference_of_two_agreements_with_a_paired_error():
+    truth, noise = RNG.normal(size=(2, 24, 24))
+    near, far = truth + noise, truth + 2 * noise
+    gap = maps.rank_gain(near, far, truth)
+    alone = [maps.rank_agreement(m, truth) for m in (near, far)]
+    assert gap.value == pytest.approx(alone[0].value - alone[1].value)
+    assert gap.error < np.hypot(alone[0].error, alone[1].error)
+    same = maps.rank_gain(near, near, truth)
+    assert same.value == same.error == 0
+
+
 def test_the_interval_covers_independent_noise_and_widens_with_correlated_blocks():
     covered, independent, blocky = 0, [], []
     for _ in range(60):

@@ -27,6 +27,18 @@ def test_neighbour_differences_average_both_sides_of_a_point():
     np.testing.assert_allclose(found, [[0, 18, 36]] * 2)
 
 
+def test_the_neighbour_metric_is_that_of_the_map_and_its_trace_the_plain_one():
+    jacobian = torch.as_tensor(RNG.standard_normal((5, 2)))
+    values = (slices.grid(9) @ jacobian.mT).reshape(9, 9, 5)
+    found = relief.neighbour_metric(values, 1 / 8)
+    torch.testing.assert_close(found, (jacobian.mT @ jacobian).expand(9, 9, 2, 2))
+    rough = torch.as_tensor(RNG.standard_normal((7, 6, 4)))
+    g = relief.neighbour_metric(rough, 0.1)
+    assert float(torch.linalg.eigvalsh(g).min()) > 0
+    trace = g.diagonal(dim1=-2, dim2=-1).sum(-1)
+    np.testing.assert_allclose(trace, relief.neighbour_trace(rough, 0.1), rtol=1e-12)
+
+
 @pytest.fixture
 def two_phases():
     """Stretch 1 in and around a disc, 10 on its rim and on a line that cuts a corner off."""
