@@ -209,3 +209,48 @@ def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.nda
         values = np.take_along_axis(values, np.tile(np.arange(len(half)), 2)[:, None], 1)[:, 0]
     low, high = values.reshape(2, -1)
     return 2 * np.log(9) * step / np.abs(high - low)
+
+
+class PhasePairs(NamedTuple):
+    """Pairs of points (n, 2) float64, which of them lie within a phase, and which across two."""
+
+    start: Tensor
+    end: Tensor
+    within: np.ndarray
+    across: np.ndarray
+
+
+def phase_pairs(
+    regions, n: int, *, lengths: tuple[float, float] = (0.15, 0.45), seed: int = 0
+) -> PhasePairs:
+    """Random pairs of points, as many within a phase as across two, all of like length.
+
+    Uniform in [0.1, 0.9]². regions: (g, g), `relief.phases`. Within: the straight line stays in one
+    region; across: the ends lie in two. Of either kind the first n // 2 that are drawn, then pairs
+    of any kind up to n: of plain random pairs most of those within a phase would be short.
+    Raises ValueError for n < 2 and lengths that do not rise from above 0 to below 1.
+    """
+    shortest, longest = lengths
+    if n < 2 or not 0 < shortest < longest < 1:
+        raise ValueError(f"n = {n}, lengths = {lengths}; expected two pairs and 0 < shortest < 1")
+    rng = np.random.default_rng(seed)
+    start, end = torch.as_tensor(rng.uniform(0.1, 0.9, (2, 200 * n, 2)))
+    size = (end - start).norm(dim=1)
+    fits = ((size > shortest) & (size < longest)).numpy()
+    kinds = _kinds(np.asarray(regions), start, end)
+    chosen = [np.flatnonzero(kind & fits)[: n // 2] for kind in kinds]
+    rest = np.setdiff1d(np.flatnonzero(fits), np.concatenate(chosen))
+    rows = np.concatenate([*chosen, rest[: n - sum(map(len, chosen))]])
+    return PhasePairs(start[rows], end[rows], *(kind[rows] for kind in kinds))
+
+
+def _kinds(regions: np.ndarray, start: Tensor, end: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Which straight lines stay in one region, and which end in two."""
+    line = torch.lerp(
+        start[:, None], end[:, None], torch.linspace(0, 1, 64).double()[None, :, None]
+    )
+    cells = (line * (len(regions) - 1)).round().long().numpy()
+    own = regions[cells[..., 0], cells[..., 1]]
+    first, last = own[:, 0], own[:, -1]
+    within = ((own == own[:, :1]) & (own > 0)).all(1)
+    return within, (first > 0) & (last > 0) & (first != last)

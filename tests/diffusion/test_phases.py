@@ -156,3 +156,26 @@ def test_the_error_of_a_share_needs_blocks_with_pairs():
     with pytest.raises(ValueError, match="blocks = 9"):
         phases.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=9)
     assert phases.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=2) == (0.0, 0)
+
+
+def test_pairs_are_half_within_a_phase_and_half_across_two_and_of_like_length():
+    regions = np.ones((41, 41), int)
+    regions[21:] = 2
+    regions[20] = 0  # the ridge between two halves of the square
+    found = phases.phase_pairs(regions, 20, seed=3)
+    same = (found.start[:, 0] < 0.5) == (found.end[:, 0] < 0.5)
+    np.testing.assert_array_equal(found.within, same.numpy())
+    assert found.within.sum() == found.across.sum() == 10
+    size = (found.end - found.start).norm(dim=1)
+    assert float(size.min()) > 0.15 and float(size.max()) < 0.45
+    again = phases.phase_pairs(regions, 20, seed=3)
+    assert torch.equal(again.start, found.start)
+
+
+def test_pairs_are_filled_up_where_there_is_one_phase_and_refused_where_there_is_no_room():
+    found = phases.phase_pairs(np.ones((9, 9), int), 6)
+    assert len(found.start) == 6 and found.within.all() and not found.across.any()
+    with pytest.raises(ValueError, match="n = 1"):
+        phases.phase_pairs(np.ones((9, 9), int), 1)
+    with pytest.raises(ValueError, match="lengths"):
+        phases.phase_pairs(np.ones((9, 9), int), 4, lengths=(0.5, 0.2))
