@@ -130,7 +130,10 @@ def singular_basis(
                 f"subspace still turns by {angle:.1e}; allow more iterations", stacklevel=2
             )
         images = push_all(vectors.T)
-    except NotImplementedError as error:
+    except RuntimeError as error:
+        # With the channels innermost the fused norm has no rule either, and complains of views.
+        if not isinstance(error, NotImplementedError) and "view size" not in str(error):
+            raise
         raise ValueError(
             "the network has no forward-mode derivative; load it with differentiable=True"
         ) from error

@@ -291,6 +291,8 @@ def load(
             make_differentiable(part)
     if fast and device.type == "cuda":
         _speed_up(generator)
+    if device.type == "cpu":  # convolutions are a quarter faster with the channels innermost
+        generator.unet.to(memory_format=torch.channels_last)
     return generator
 
 
