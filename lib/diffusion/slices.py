@@ -11,7 +11,7 @@ from operator import call
 import torch
 from torch import Tensor
 
-from lib.diffusion import sampling
+from lib.diffusion import sampling, tangents
 from lib.diffusion.models import Generator
 
 PIECE = 64  # points in one cache entry: a resumed run repeats at most one piece
@@ -187,6 +187,52 @@ def render(
         own = {**settings, "first": first + begin} if stochastic else settings
         parts.append(run(_piece, generator, plane, t[begin : begin + PIECE].clone(), features, own))
     return torch.cat(parts)
+
+
+def jacobian(
+    generator: Generator,
+    plane: Slice,
+    t,
+    *,
+    steps: int,
+    prompt: str | None = None,
+    guidance: float = 1.0,
+    features: Callable[[Tensor], Tensor | tuple[Tensor, ...]] | None = None,
+    batch: int = 16,
+) -> Tensor | tuple[Tensor, ...]:
+    """J = ∂G/∂(α, β), (n, values of an image, 2) float64, exact through all steps; JᵀJ is a metric.
+
+    By `tangents.pushforward`, at about four times the cost of the images. features: images ->
+    (n, ...), or a tuple of such, differentiated in the place of the images; a tuple gives a tuple.
+    Other arguments as in `render`. Raises ValueError for coordinates outside the slice and for a
+    network with a module that has no tangent rule.
+    """
+    run = {"steps": steps, "prompt": prompt, "guidance": guidance}
+    pieces = plane.coordinates(t).split(batch)
+    parts = [_jacobian(generator, plane, piece, features, run) for piece in pieces]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return tuple(torch.cat(own) for own in zip(*parts, strict=True))
+
+
+def _jacobian(
+    generator: Generator, plane: Slice, t: Tensor, features: Callable | None, settings: dict
+) -> Tensor | tuple[Tensor, ...]:
+    def latents(s: Tensor) -> Tensor:
+        return plane.latents(s, dtype=generator.dtype)
+
+    def columns(moves: Sequence[Tensor]) -> Tensor:
+        return torch.stack([dx.flatten(1) for dx in moves], -1).to(t)
+
+    axes = torch.eye(2).to(t)
+    moves = [torch.func.jvp(latents, (t,), (e.expand_as(t),))[1] for e in axes]
+    images, moves = tangents.pushforward(generator, latents(t), moves, **settings)
+    if features is not None:
+        with torch.no_grad():
+            moves = [torch.func.jvp(features, (images,), (dx,))[1] for dx in moves]
+    if isinstance(moves[0], Tensor):
+        return columns(moves)
+    return tuple(columns(own) for own in zip(*moves, strict=True))
 
 
 def _piece(

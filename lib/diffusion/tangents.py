@@ -1,0 +1,261 @@
+"""The derivative of a sampler along directions: a linearised network takes tangents as its rows.
+
+A diffusers network is a chain of modules joined by sums and concatenations, which are linear. One
+plain pass keeps what each module needs of its input; a pass in mode "tangent" then replaces each
+module by its derivative there, so that the same network maps dx to dε. It costs about one more
+plain pass for each direction, on the fused kernels, where `torch.func.jvp` needs modules rewritten.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lib.diffusion.models import Generator
+from lib.diffusion.sampling import _downward, time_grid, update
+
+aten = torch.ops.aten
+
+
+class Tape:
+    """What the modules keep during a plain pass, in the order of their calls, read in a tangent."""
+
+    def __init__(self) -> None:
+        self.values: list = []
+        self.tangent, self.position = False, 0
+
+    def keep(self, *values: Tensor) -> None:
+        """Append what one module needs for its derivative."""
+        self.values.append(values)
+
+    def next(self) -> tuple[Tensor, ...]:
+        """What the module at hand kept."""
+        self.position += 1
+        return self.values[self.position - 1]
+
+    def start(self, *, tangent: bool) -> None:
+        """Begin a plain pass, which forgets the one before, or a tangent pass at its point."""
+        self.tangent, self.position = tangent, 0
+        if not tangent:
+            self.values = []
+
+
+def _convolution(module: nn.Conv2d, tape: Tape, x: Tensor) -> Tensor:
+    return module._conv_forward(x, module.weight, None if tape.tangent else module.bias)
+
+
+def _linear(module: nn.Linear, tape: Tape, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, module.weight, None if tape.tangent else module.bias)
+
+
+def _group_norm(module: nn.GroupNorm, tape: Tape, x: Tensor) -> Tensor:
+    """y = w (x - mean) r + b. ∂y/∂x = w r (1 - 11ᵀ/m - yyᵀ/m), symmetric but for w.
+
+    Hence the kernel of the backward derivative is that of the forward derivative as well.
+    """
+    x = _dense(x)
+    sizes = len(x), x.shape[1], x[0, 0].numel(), module.num_groups
+    if not tape.tangent:
+        y, mean, r = aten.native_group_norm(x, module.weight, module.bias, *sizes, module.eps)
+        tape.keep(x, mean, r)
+        return y
+    dx = aten.native_group_norm_backward(x, *tape.next(), None, *sizes, [True, False, False])[0]
+    return dx.mul_(module.weight.view(1, -1, *[1] * (x.ndim - 2)))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in one piece, as the kernels ask, with the channels innermost if they are."""
+    if x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous()
+    regular = x.stride(0) == x[0].numel()  # a single row may have any stride and pass for dense
+    return x if regular else x.clone(memory_format=torch.channels_last)
+
+
+def _layer_norm(module: nn.LayerNorm, tape: Tape, x: Tensor) -> Tensor:
+    shape = module.normalized_shape
+    if not tape.tangent:
+        y, mean, r = aten.native_layer_norm(x, shape, module.weight, module.bias, module.eps)
+        tape.keep(x, mean, r)
+        return y
+    point, mean, r = tape.next()
+    only_x = [True, False, False]
+    return (
+        module.weight
+        * aten.native_layer_norm_backward(x, point, shape, mean, r, None, None, only_x)[0]
+    )
+
+
+def _silu(module: nn.SiLU, tape: Tape, x: Tensor) -> Tensor:
+    if tape.tangent:
+        return aten.silu_backward(x, *tape.next())
+    tape.keep(x)
+    return nn.functional.silu(x)
+
+
+def _gated_gelu(module: nn.Module, tape: Tape, x: Tensor) -> Tensor:
+    """h gelu(g) of (h, g) = proj(x)."""
+    h, gate = module.proj(x).chunk(2, -1)
+    if not tape.tangent:
+        tape.keep(h, gate)
+        return h * nn.functional.gelu(gate)
+    value, at = tape.next()
+    return h * nn.functional.gelu(at) + value * aten.gelu_backward(gate, at)
+
+
+def _attention(
+    module: nn.Module,
+    tape: Tape,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    **_: object,
+) -> Tensor:
+    """o = P v with P = softmax(s), s = q kᵀ / √d; dP = P (ds - Σ P ds), do = dP v + P dv."""
+    shape, residual = hidden_states.shape, hidden_states
+    x = hidden_states.flatten(2).transpose(1, 2) if len(shape) == 4 else hidden_states
+    if module.group_norm is not None:
+        x = module.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    given = x if encoder_hidden_states is None else encoder_hidden_states
+    if tape.tangent and encoder_hidden_states is not None:
+        given = torch.zeros_like(given)  # the text does not move
+    parts = module.to_q(x), module.to_k(given), module.to_v(given)
+    o = module.batch_to_head_dim(_attend(tape, module.scale, *map(module.head_to_batch_dim, parts)))
+    x = module.to_out[0](o)
+    if len(shape) == 4:
+        x = x.transpose(1, 2).reshape(shape)
+    return (x + residual if module.residual_connection else x) / module.rescale_output_factor
+
+
+def _attend(tape: Tape, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if not tape.tangent:
+        weights = (scale * q @ k.transpose(1, 2)).softmax(-1)
+        tape.keep(q, k, v, weights)
+        return weights @ v
+    at_q, at_k, at_v, weights = tape.next()
+    scores = scale * (q @ at_k.transpose(1, 2) + at_q @ k.transpose(1, 2))
+    change = weights * (scores - (weights * scores).sum(-1, keepdim=True))
+    return change @ at_v + weights @ v
+
+
+def _scale_and_shift(module: nn.Linear, tape: Tape, x: Tensor) -> Tensor:
+    """(scale, shift) of the time in y (1 + scale) + shift: dy is scaled alike, and not shifted."""
+    if not tape.tangent:
+        value = nn.functional.linear(x, module.weight, module.bias)
+        tape.keep(value)
+        return value
+    scale, shift = tape.next()[0].chunk(2, dim=1)
+    return torch.cat([scale, torch.zeros_like(shift)], dim=1)
+
+
+def _time(module: nn.Module, tape: Tape, timesteps: Tensor) -> Tensor:
+    value = type(module).forward(module, timesteps)
+    return torch.zeros_like(value) if tape.tangent else value
+
+
+def _rules() -> dict[type, Callable]:
+    """The derivative of every kind of module that is not linear, or has a bias."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.embeddings import Timesteps
+
+    return {
+        nn.Conv2d: _convolution,
+        nn.Linear: _linear,
+        nn.GroupNorm: _group_norm,
+        nn.LayerNorm: _layer_norm,
+        nn.SiLU: _silu,
+        GEGLU: _gated_gelu,
+        Attention: _attention,
+        Timesteps: _time,
+    }
+
+
+def _patches(parts: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable]]:
+    """All modules that need a rule, and their rule; raises ValueError for one that has none."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
+
+    # Linear as they are: an upsampling without a convolution, and an empty list, have no children.
+    linear = (nn.AvgPool2d, nn.Dropout, nn.Identity, nn.ModuleList, Upsample2D)
+    rules = _rules()
+    modules = [module for part in parts for module in part.modules()]
+    scaled = {
+        id(block.time_emb_proj)
+        for block in modules
+        if isinstance(block, ResnetBlock2D) and block.time_embedding_norm == "scale_shift"
+    }
+    for module in modules:
+        if id(module) in scaled:
+            yield module, _scale_and_shift
+        elif type(module) in rules and not _has_more(module):
+            yield module, rules[type(module)]
+        elif type(module) in rules or not any(module.children()) and not isinstance(module, linear):
+            raise ValueError(
+                f"no tangent rule for a module {type(module).__name__}; use torch.func.jvp, as "
+                "geometry.metric.pullback_metric does, with a model loaded differentiable=True"
+            )
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Whether a module does more than its rule knows: a norm without weights, more norms inside."""
+    more = ("spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
+    without = isinstance(module, nn.GroupNorm | nn.LayerNorm) and module.weight is None
+    return without or any(getattr(module, name, None) is not None for name in more)
+
+
+@contextmanager
+def linearised(*parts: nn.Module) -> Iterator[Tape]:
+    """Let the tape decide whether the networks map x to y or, at the last x, dx to dy.
+
+    Raises ValueError for a module without a rule, and for a network that is compiled or hooked.
+    """
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+        raise ValueError("a compiled network ignores tangents; load the model without fast=True")
+    if any(module._forward_hooks for part in parts for module in part.modules()):
+        raise ValueError("a network with hooks has no tangents; leave hspace.capture or inject")
+    tape, patched = Tape(), list(_patches(parts))
+    try:
+        for module, rule in patched:
+            module.forward = partial(rule, module, tape)
+        yield tape
+    finally:
+        for module, _ in patched:
+            module.__dict__.pop("forward", None)
+
+
+def pushforward(
+    generator: Generator,
+    latents: Tensor,
+    tangents: Sequence[Tensor],
+    *,
+    steps: int,
+    prompt: str | Sequence[str] | None = None,
+    guidance: float = 1.0,
+) -> tuple[Tensor, list[Tensor]]:
+    """Images of latents (n, *latent_shape), and their derivatives along each of the tangents.
+
+    A tangent has the shape of the latents; with x' = DDIM(x) its derivative is (∂x'/∂x) dx, exact,
+    through all steps and the decoder, as `torch.func.jvp` of `sampling.ddim` gives it. prompt,
+    guidance: as there. Raises ValueError for a network with a module that has no rule.
+    """
+    text = {"prompt": prompt, "guidance": guidance}
+    pairs = _downward(time_grid(steps, len(generator.alphas)), None, None)
+    networks = [part for part in (generator.unet, generator.autoencoder) if part is not None]
+    x, *moves = (x.to(generator.device, generator.dtype) for x in (latents, *tangents))
+    with torch.no_grad(), linearised(*networks) as tape:
+        for t, t_next in pairs:
+            step = {"alpha": generator.alpha(t), "alpha_next": generator.alpha(t_next)}
+            predict = partial(generator.epsilon, t=t, **text)
+            tape.start(tangent=False)
+            eps = predict(x)
+            for i, dx in enumerate(moves):
+                tape.start(tangent=True)
+                moves[i] = update(dx, predict(dx), **step)
+            x = update(x, eps, **step)
+        tape.start(tangent=False)
+        images = generator.decode(x)
+        for i, dx in enumerate(moves):
+            tape.start(tangent=True)
+            moves[i] = generator.decode(dx)
+    return images, moves
