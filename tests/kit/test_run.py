@@ -1,6 +1,8 @@
 """A run refuses bad settings, is the same everywhere, and resumes its work items."""
 
+import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +112,46 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_much():
         run.tiles([11, 12, "stop", 13], square)
     run.tiles([11, 12, 13], square)
     assert done == [11, 12, "stop", 13]
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def who(item):
+    if item == "odd one" and os.getpid() != who.parent:
+        raise RuntimeError("in a process of its own")
+    print("not seen")
+    return os.getpid(), torch.get_num_threads()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is not shared among processes")
+def test_parallel_tiles_come_from_several_processes_of_one_thread(two_threads, capsys):
+    who.parent = os.getpid()
+    found = run.tiles(["a", "b", "c", "d"], who, parallel=True)
+    assert len({pid for pid, _ in found} - {os.getpid()}) == 2
+    assert {threads for _, threads in found} == {1}
+    assert found[0] == found[2] != found[1]  # dealt out in turn
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_what_fails_in_a_process_is_computed_by_the_caller(two_threads):
+    who.parent = os.getpid()
+    (pid, _), (other, _), _ = run.tiles(["first", "odd one", "third"], who, parallel=True)
+    assert other == os.getpid()
+    assert pid != os.getpid() or torch.cuda.is_available()
+    with pytest.raises(ZeroDivisionError):
+        run.tiles([1, 0, 2], inverse, parallel=True)
+
+
+def inverse(item):
+    return 1 / item
 
 
 def test_a_headless_run_prints_no_bar(monkeypatch, capsys):
