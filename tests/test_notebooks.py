@@ -114,6 +114,11 @@ def test_outputs_name_no_machine(path):
     assert "papermill" not in book.metadata and "widgets" not in book.metadata
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").rglob("*.md")), ids=str)
+def test_pages_of_printed_tables_name_no_machine(path):
+    assert path.name == "printed.md" and not MACHINE.search(path.read_text())
+
+
 @each_notebook
 def test_its_figures_are_committed(path):
     folder = ROOT / "figures" / path.stem

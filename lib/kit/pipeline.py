@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import session, stamps
+from lib.kit import printed, session, stamps
 
 PROFILES = ("smoke", "quick", "full", "paper")
 LARGEST_NOTEBOOK = 1_000_000  # bytes
@@ -142,6 +142,9 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
             os.replace(partial, kept)
         raise RunFailed(kept, cause) from cause
     os.replace(partial, _executed(name, profile))
+    if profile in ("full", "paper"):  # refresh publishes the outputs of quick only
+        book = nbformat.read(_executed(name, profile), as_version=4)
+        session.write_atomically(staging / "printed.md", printed.page(book, profile))
     return time.monotonic() - started
 
 

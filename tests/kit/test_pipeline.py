@@ -212,6 +212,13 @@ def test_each_profile_has_its_own_place(root, profile, places):
     assert all((root / relative).is_file() for relative in places | others)
 
 
+def test_a_full_run_leaves_what_it_printed_beside_its_figures(root):
+    write_notebook(root, "# Numbers", "print('measured in', profile)")
+    assert pipeline.main(["run", "--profile", "full"]) == 0
+    page = (root / FIGURES / "full" / "printed.md").read_text()
+    assert "# Numbers\n\n```\nmeasured in full\n```" in page
+
+
 def test_student_copies_have_neither_solutions_nor_outputs(root):
     path = write_notebook(root, "# Exercise", "answer = 'to be found'", "print('kept')")
     book = nbformat.read(path, as_version=4)
