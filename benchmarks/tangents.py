@@ -13,7 +13,7 @@ POINTS, STEPS, REPEATS = 4, 3, 3
 
 
 def main() -> list[dict]:
-    """One row: the time of forward mode, and of the images alone, over that of the tangents."""
+    """Two rows: forward mode over the tangents, and the tangents over the images alone."""
     network = models.load("avatars-ddpm")
     twin = models.load("avatars-ddpm", differentiable=True)
     plane, t = slices.Slice(network.noise(3, 0)), slices.grid(POINTS)

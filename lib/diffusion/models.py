@@ -7,7 +7,7 @@ The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative produ
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -311,20 +311,28 @@ class PlainAttention:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Same contract as the library's processors, without masks."""
-        shape, residual = hidden_states.shape, hidden_states
-        x = hidden_states.flatten(2).transpose(1, 2) if len(shape) == 4 else hidden_states
-        if attn.group_norm is not None:
-            x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
-        context = x if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (
-            attn.head_to_batch_dim(part)
-            for part in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
-        )
-        weights = (attn.scale * q @ k.transpose(1, 2)).softmax(-1)
-        x = attn.to_out[0](attn.batch_to_head_dim(weights @ v))
-        if len(shape) == 4:
-            x = x.transpose(1, 2).reshape(shape)
-        return (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
+
+        def weigh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (attn.scale * q @ k.transpose(1, 2)).softmax(-1) @ v
+
+        return attend(attn, hidden_states, encoder_hidden_states, weigh)
+
+
+def attend(attn: nn.Module, x: Tensor, context: Tensor | None, weigh: Callable) -> Tensor:
+    """What a diffusers attention does around weigh(q, k, v), the weighted sum of its values.
+
+    x: (n, channels, height, width) or (n, tokens, channels); context: (n, tokens, width), else x.
+    """
+    shape, residual = x.shape, x
+    x = x.flatten(2).transpose(1, 2) if len(shape) == 4 else x
+    if attn.group_norm is not None:
+        x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    context = x if context is None else context
+    parts = attn.to_q(x), attn.to_k(context), attn.to_v(context)
+    x = attn.to_out[0](attn.batch_to_head_dim(weigh(*map(attn.head_to_batch_dim, parts))))
+    if len(shape) == 4:
+        x = x.transpose(1, 2).reshape(shape)
+    return (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
 
 
 class PlainGroupNorm(nn.GroupNorm):

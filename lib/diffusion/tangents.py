@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lib.diffusion.models import Generator
+from lib.diffusion.models import Generator, attend
 from lib.diffusion.sampling import _downward, time_grid, update
 
 aten = torch.ops.aten
@@ -112,22 +112,12 @@ def _attention(
     **_: object,
 ) -> Tensor:
     """o = P v with P = softmax(s), s = q kᵀ / √d; dP = P (ds - Σ P ds), do = dP v + P dv."""
-    shape, residual = hidden_states.shape, hidden_states
-    x = hidden_states.flatten(2).transpose(1, 2) if len(shape) == 4 else hidden_states
-    if module.group_norm is not None:
-        x = module.group_norm(x.transpose(1, 2)).transpose(1, 2)
-    given = x if encoder_hidden_states is None else encoder_hidden_states
     if tape.tangent and encoder_hidden_states is not None:
-        given = torch.zeros_like(given)  # the text does not move
-    parts = module.to_q(x), module.to_k(given), module.to_v(given)
-    o = module.batch_to_head_dim(_attend(tape, module.scale, *map(module.head_to_batch_dim, parts)))
-    x = module.to_out[0](o)
-    if len(shape) == 4:
-        x = x.transpose(1, 2).reshape(shape)
-    return (x + residual if module.residual_connection else x) / module.rescale_output_factor
+        encoder_hidden_states = torch.zeros_like(encoder_hidden_states)  # the text does not move
+    return attend(module, hidden_states, encoder_hidden_states, partial(_weigh, tape, module.scale))
 
 
-def _attend(tape: Tape, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _weigh(tape: Tape, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not tape.tangent:
         weights = (scale * q @ k.transpose(1, 2)).softmax(-1)
         tape.keep(q, k, v, weights)
