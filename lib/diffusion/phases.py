@@ -197,8 +197,9 @@ def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.nda
     """Distance in t over which an attribute goes from 10 % to 90 % at its border, (b,).
 
     w = 2 log 9 / |dℓ/ds| for the logistic with the slope of the log-odds ℓ at the crossing, by a
-    central difference over `step`. log_odds: coordinates (n, 2) -> (n,), or (n, b) with one column
-    for each crossing, of which its own is read. Raises ValueError unless step > 0.
+    central difference over `step`; inf where ℓ is the same at both ends. log_odds: coordinates
+    (n, 2) -> (n,), or (n, b) with one column for each crossing, of which its own is read.
+    Raises ValueError unless step > 0.
     """
     if not step > 0:
         raise ValueError(f"step = {step}: a difference needs a length above zero")
@@ -208,7 +209,8 @@ def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.nda
     if values.ndim == 2:
         values = np.take_along_axis(values, np.tile(np.arange(len(half)), 2)[:, None], 1)[:, 0]
     low, high = values.reshape(2, -1)
-    return 2 * np.log(9) * step / np.abs(high - low)
+    with np.errstate(divide="ignore"):
+        return 2 * np.log(9) * step / np.abs(high - low)
 
 
 class PhasePairs(NamedTuple):

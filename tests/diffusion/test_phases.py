@@ -91,6 +91,11 @@ def test_the_width_of_a_logistic_is_its_own():
     ).tolist() == (pytest.approx([0.1, 0.9]))
 
 
+def test_a_flip_that_is_not_there_is_infinitely_wide():
+    found = phases.crossings(lambda t: t[:, 0] > 0.4, [[0.1, 0.5]], [[0.9, 0.5]])
+    assert phases.flip_width(lambda t: torch.zeros(len(t)), found, step=1e-3) == [np.inf]
+
+
 def test_each_crossing_reads_its_own_column():
     slopes = torch.tensor([10.0, 100.0], dtype=torch.float64)
 
