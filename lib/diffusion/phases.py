@@ -69,13 +69,14 @@ def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Cro
 
 
 def followed(
-    classify: Classify, start, end, *, reach: float = 0.5, tolerance: float = 1e-3
+    classify: Classify, start, end, *, reach: float = 0.5, tolerance: float = 1e-6
 ) -> tuple[np.ndarray, Crossing | None]:
     """Known borders under another classifier: the segments that still hold one, and where.
 
     Each segment from start to end (b, 2) is prolonged by `reach` of its length at both ends, inside
     the slice, because a border moves with the number of steps or the guidance. Returns a mask (b,)
-    of the segments whose ends differ and their crossings, None where no segment is left.
+    of the segments whose ends differ and their crossings, None where no segment is left. Where a
+    height is read off there, the tolerance has to be far below the width of a border.
     """
     start, end = (torch.as_tensor(x, dtype=torch.float64) for x in (start, end))
     way = reach * (end - start)

@@ -56,10 +56,18 @@ def test_a_border_that_moved_is_followed_and_one_that_left_is_not():
     kept, found = phases.followed(moved, start, end, reach=0.5)
     assert kept.tolist() == [True, False] and len(found.points) == 1
     assert float(found.points[0] @ torch.tensor([1.0, 0.3]).double()) == pytest.approx(
-        0.66, abs=1e-3
+        0.66, abs=1e-6
     )
     kept, found = phases.followed(moved, start, end, reach=0.1)
     assert not kept.any() and found is None
+
+
+def test_the_height_of_a_narrow_border_is_met_where_it_is_followed():
+    width = 1e-4  # of tanh((x - place) / width), whose slope is 1 / width at its place
+    for place in (0.4012345, 0.4312345):
+        _, found = phases.followed(lambda t, a=place: t[:, 0] > a, [[0.4, 0.5]], [[0.43, 0.5]])
+        off = (float(found.points[0, 0]) - place) / width
+        assert np.cosh(off) ** -2 == pytest.approx(1, abs=1e-3)
 
 
 def test_following_stays_inside_the_slice():
