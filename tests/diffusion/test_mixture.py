@@ -8,7 +8,8 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from lib.diffusion import relief, sampling, slices
+from lib import slices
+from lib.diffusion import sampling
 from lib.diffusion.mixture import (
     even_alphas,
     flow,
@@ -17,6 +18,7 @@ from lib.diffusion.mixture import (
     stretch_rate,
     total_stretch,
 )
+from lib.slices import relief
 
 SIGMAS = [0.8, 0.5, 0.4, 0.3]
 MEANS = torch.as_tensor(np.random.default_rng(3).standard_normal((3, 2, 2, 2)))
