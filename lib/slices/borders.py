@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.slices.maps import Evaluate, as_array
+from lib.intervals import as_array, of_left_out
+from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
@@ -174,8 +175,8 @@ def flip_share_error(mask, labels, *, blocks: int = 4) -> tuple[float, int]:
     """Standard error of the share of `flips_on`, and the number of blocks with flips behind it.
 
     Flips along one border are no independent units, so whole blocks × blocks rectangles of the
-    slice are left out in turn (jackknife of a ratio): √((k − 1) / k Σ (share₋ᵢ − mean)²). Zero with
-    fewer than two such rectangles. Raises ValueError for blocks without pairs.
+    slice are left out in turn (jackknife of a ratio, `intervals.of_left_out`). Zero with fewer than
+    two such rectangles. Raises ValueError for blocks without pairs.
     """
     mask, labels = np.asarray(mask, bool), np.asarray(labels)
     most = min(mask.shape) // 2
@@ -187,11 +188,9 @@ def flip_share_error(mask, labels, *, blocks: int = 4) -> tuple[float, int]:
             own = flips_on(mask[np.ix_(rows, columns)], labels[np.ix_(rows, columns)])
             counts += [(own.share * own.count, own.count)] if own.count else []
     on, all_ = np.array(counts or [(0, 1)], float).T
-    k = len(counts)
-    if k < 2:
-        return 0.0, k
-    shares = (on.sum() - on) / (all_.sum() - all_)
-    return float(np.sqrt((k - 1) / k * np.square(shares - shares.mean()).sum())), k
+    if len(counts) < 2:
+        return 0.0, len(counts)
+    return of_left_out((on.sum() - on) / (all_.sum() - all_)), len(counts)
 
 
 def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.intervals import as_array
 from lib.slices.borders import crossings
-from lib.slices.maps import Evaluate, as_array
+from lib.slices.maps import Evaluate
 from lib.slices.plane import grid
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.slices.maps import as_array
+from lib.intervals import as_array
 
 
 def spherical(start: Tensor, end: Tensor, points: int) -> Tensor:

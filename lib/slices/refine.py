@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from lib.slices.maps import Evaluate, as_array
+from lib.intervals import as_array
+from lib.slices.maps import Evaluate
 from lib.slices.plane import grid
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.slices.maps import as_array
+from lib.intervals import as_array
 
 
 def stretch(metric) -> np.ndarray:
