@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+Values = ArrayLike | Tensor  # numbers in an array, a list or a tensor
+
 
 class Interval(NamedTuple):
     """A statistic, its standard error, and the ends of its central 95 % interval."""
@@ -32,14 +34,14 @@ class Matched(NamedTuple):
     reached: float
 
 
-def as_array(values: ArrayLike | Tensor) -> np.ndarray:
+def as_array(values: Values) -> np.ndarray:
     """A float64 array of a tensor or an array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, np.float64)
 
 
-def of_draws(value: float, drawn: ArrayLike) -> Interval:
+def of_draws(value: float, drawn: Values) -> Interval:
     """Interval of a statistic from its resamples (draws,): their deviation and 95 % quantiles.
 
     Resamples that are not a number (no seed of the draw reaches the success) are left out; without
@@ -58,7 +60,7 @@ def resamples(n: int, draws: int, seed: int) -> np.ndarray:
 
 
 def bootstrap(
-    *values: ArrayLike | Tensor,
+    *values: Values,
     statistic: Callable[..., float] = np.mean,
     draws: int = 2000,
     seed: int = 0,
@@ -80,7 +82,7 @@ def bootstrap(
     return of_draws(statistic(*arrays), drawn)
 
 
-def of_left_out(left: ArrayLike) -> float:
+def of_left_out(left: Values) -> float:
     """Jackknife standard error from T₋ᵢ (k,), one of k units left out: √((k−1)/k Σ (T₋ᵢ − mean)²).
 
     Zero for fewer than two units (Efron and Tibshirani 1993, Eq. 11.5).
@@ -90,7 +92,7 @@ def of_left_out(left: ArrayLike) -> float:
     return float(np.sqrt((k - 1) / k * np.square(left - left.mean()).sum())) if k > 1 else 0.0
 
 
-def jackknife(statistic: Callable[..., float], *maps: ArrayLike | Tensor, blocks: int = 4) -> float:
+def jackknife(statistic: Callable[..., float], *maps: Values, blocks: int = 4) -> float:
     """Standard error of statistic(*maps), leaving out blocks × blocks rectangles in turn.
 
     Neighbouring values of a map are not independent, so whole rectangles are. statistic takes the
@@ -109,7 +111,7 @@ def jackknife(statistic: Callable[..., float], *maps: ArrayLike | Tensor, blocks
     return of_left_out([statistic(*(a[place != b] for a in arrays)) for b in range(blocks**2)])
 
 
-def read_off(success: ArrayLike, columns: ArrayLike, level: float) -> np.ndarray:
+def read_off(success: Values, columns: Values, level: float) -> np.ndarray:
     """Columns (strengths, k) where success (strengths,) first reaches `level`, (k,).
 
     Linear between neighbouring strengths; NaN where no strength reaches it.
@@ -126,7 +128,7 @@ def read_off(success: ArrayLike, columns: ArrayLike, level: float) -> np.ndarray
 
 
 def cost_at(
-    strengths: Sequence[float], success: ArrayLike, cost: ArrayLike, *, level: float = 0.8
+    strengths: Sequence[float], success: Values, cost: Values, *, level: float = 0.8
 ) -> tuple[float, float]:
     """Smallest strength that reaches `level`, and the cost there, linear between neighbours.
 
@@ -139,8 +141,8 @@ def cost_at(
 
 def matched(
     strengths: Sequence[float],
-    success: ArrayLike,
-    cost: ArrayLike,
+    success: Values,
+    cost: Values,
     *,
     level: float = 0.8,
     draws: int = 500,
@@ -159,8 +161,8 @@ def matched(
 
 def lead(
     strengths: Sequence[float],
-    own: tuple[ArrayLike, ArrayLike],
-    rival: tuple[ArrayLike, ArrayLike],
+    own: tuple[Values, Values],
+    rival: tuple[Values, Values],
     *,
     level: float = 0.8,
     draws: int = 2000,
@@ -182,7 +184,7 @@ def lead(
 
 
 def _swept(
-    strengths: Sequence[float], success: ArrayLike, cost: ArrayLike
+    strengths: Sequence[float], success: Values, cost: Values
 ) -> tuple[np.ndarray, np.ndarray]:
     """Success and cost of a sweep, checked."""
     success, cost = np.asarray(success, float), np.asarray(cost, float)

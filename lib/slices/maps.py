@@ -10,13 +10,14 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import Tensor
 
-from lib.intervals import Interval, as_array, of_draws, resamples
+from lib.intervals import Interval, Values, as_array, of_draws, resamples
 
 Evaluate = Callable[[Tensor], Tensor]  # coordinates (n, 2) -> values (n, ...)
+Moment = np.ndarray | float  # a sum over blocks, or one for each draw
 
 
 def rank_agreement(
-    estimate, truth, *, blocks: int = 6, draws: int = 1000, seed: int = 0
+    estimate: Values, truth: Values, *, blocks: int = 6, draws: int = 1000, seed: int = 0
 ) -> Interval:
     """Spearman's ρ of two maps (g, h), resampled by blocks × blocks rectangles of the slice.
 
@@ -28,7 +29,13 @@ def rank_agreement(
 
 
 def rank_gain(
-    estimate, rival, truth, *, blocks: int = 6, draws: int = 1000, seed: int = 0
+    estimate: Values,
+    rival: Values,
+    truth: Values,
+    *,
+    blocks: int = 6,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Interval:
     """Spearman's ρ of a map with the true one less that of a rival, both on the same rectangles.
 
@@ -38,7 +45,9 @@ def rank_gain(
     return of_draws(own[0] - other[0], own[1] - other[1])
 
 
-def _resampled(estimate, truth, blocks: int, draws: int, seed: int) -> tuple[float, np.ndarray]:
+def _resampled(
+    estimate: Values, truth: Values, blocks: int, draws: int, seed: int
+) -> tuple[float, np.ndarray]:
     """Spearman's ρ of two maps, and of each draw of rectangles (draws,)."""
     x, y = _maps(estimate, truth)
     if not 2 <= blocks <= min(x.shape):
@@ -53,7 +62,7 @@ def _resampled(estimate, truth, blocks: int, draws: int, seed: int) -> tuple[flo
     return float(_correlation(*(m.sum() for m in moments))), resampled
 
 
-def _correlation(n, a, b, aa, bb, ab):
+def _correlation(n: Moment, a: Moment, b: Moment, aa: Moment, bb: Moment, ab: Moment) -> Moment:
     """Pearson's coefficient from sums of 1, a, b, a², b², a b."""
     covariance = ab / n - a * b / n**2
     return covariance / np.sqrt((aa / n - (a / n) ** 2) * (bb / n - (b / n) ** 2))
@@ -65,7 +74,7 @@ def _block_sums(values: np.ndarray, blocks: int) -> np.ndarray:
     return np.array([part.sum() for row in rows for part in np.array_split(row, blocks)])
 
 
-def smooth(values, width: float, *, spacing: float) -> np.ndarray:
+def smooth(values: Values, width: float, *, spacing: float) -> np.ndarray:
     """A map (g, h) under a Gaussian of standard deviation `width`, in units of the slice.
 
     spacing: of the map's points. What lies beyond the edge repeats the edge.
@@ -75,7 +84,7 @@ def smooth(values, width: float, *, spacing: float) -> np.ndarray:
     return gaussian_filter(as_array(values), width / spacing, mode="nearest")
 
 
-def unit_ratio(estimate, truth) -> tuple[float, float]:
+def unit_ratio(estimate: Values, truth: Values) -> tuple[float, float]:
     """Geometric mean of estimate / truth over two positive maps, and its spread as a factor."""
     x, y = _maps(estimate, truth)
     if min(x.min(), y.min()) <= 0:
@@ -86,7 +95,7 @@ def unit_ratio(estimate, truth) -> tuple[float, float]:
     return float(np.exp(logs.mean())), float(np.exp(logs.std()))
 
 
-def _maps(*maps) -> list[np.ndarray]:
+def _maps(*maps: Values) -> list[np.ndarray]:
     arrays = [as_array(m) for m in maps]
     shapes = [a.shape for a in arrays]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2:
@@ -104,6 +113,6 @@ def overlap(mask: np.ndarray, other: np.ndarray) -> float:
     return float(np.logical_and(mask, other).sum() / union) if union else 1.0
 
 
-def _same_shape(a, b) -> None:
+def _same_shape(a: Values, b: Values) -> None:
     if np.shape(a) != np.shape(b):
         raise ValueError(f"maps have shapes {np.shape(a)} and {np.shape(b)}; expected one shape")

@@ -35,6 +35,10 @@ CALLS = {
     "plane is Tensor": lambda: slices.render(MIXTURE, PLANE.anchors, T, steps=2),
     r"\[0\] rows for 9 images": lambda: render(features=torch.mean),
     r"\[4\] rows for 9 images": lambda: render(features=lambda x: x[:4]),
+    "tolerance = -1": lambda: refine.refine(lambda t: t, 4, tolerance=-1.0),
+    "lines = 0": lambda: fractal.line_spread(64, lines=0),
+    "draws = 1": lambda: fractal.line_spread(64, draws=1),
+    "largest = 0": lambda: fractal.box_counting(np.eye(16), largest=0),
     "for 81 points": lambda: refine.refine(lambda t: t[:2], 4, share=0.5),
     "not finite": lambda: refine.refine(lambda t: t * NAN, 4, share=0.5),
     r"\(2, 2\) and \(3, 3\)": lambda: maps.overlap(np.ones((2, 2)), np.ones((3, 3))),
@@ -61,8 +65,6 @@ CALLS = {
     "width = nan": lambda: maps.smooth(np.eye(3), NAN, spacing=1.0),
     "steps = 0;": lambda: mixture.flow(MIXTURE, MIXTURE.noise(1, 0), steps=0),
     r"latents \(2, 3\)": lambda: mixture.flow(MIXTURE, torch.ones(2, 3)),
-    "alpha = 2": lambda: mixture.quantile_flow([0.0], [1.0], 1.0, alpha=2.0),
-    "one weight": lambda: mixture.quantile_flow([0.0], [1.0], 1.0, weights=[1, 2]),
     "range of float64": lambda: mixture.total_stretch(0.01),
 }
 
