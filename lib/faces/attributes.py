@@ -4,14 +4,18 @@ An edit is scored against the plain image of the same noise. ℓ is judge a's lo
 that count as having the attribute, s its standard deviation over held-out rendered faces.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lib import intervals
 from lib.faces import avatars, judge
+from lib.intervals import Interval
 
 
 class Attribute(NamedTuple):
@@ -85,13 +89,7 @@ class Outcome(NamedTuple):
     distance: float
 
 
-class Interval(NamedTuple):
-    """A statistic over all images, its standard error, and its 95 % bootstrap interval."""
-
-    value: float
-    error: float
-    low: float
-    high: float
+NOTHING = Outcome(0.0, 0.0, 1.0, 0.0)  # an edit of no strength: every sweep starts from it
 
 
 def named(name: str) -> Attribute:
@@ -178,16 +176,12 @@ def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
     """
     if not gain > 0:
         raise ValueError(f"gain = {gain}: give a positive number")
-    last = Outcome(0.0, 0.0, 1.0, 0.0)
-    for own in outcomes:
-        if own.gain >= gain:
-            part = (gain - last.gain) / (own.gain - last.gain)
-            return Outcome(*(a + part * (b - a) for a, b in zip(last, own, strict=True)))
-        last = own
-    return None
+    swept = [NOTHING, *outcomes]
+    found = intervals.read_off([own.gain for own in swept], swept, gain)
+    return None if np.isnan(found[0]) else Outcome(*map(float, found))
 
 
-class Matched(NamedTuple):
+class AtGain(NamedTuple):
     """What an edit costs where it reaches a gain: intervals, and the strength that reaches it."""
 
     strength: float
@@ -203,33 +197,24 @@ def matched(
     gain: float,
     *,
     draws: int = 300,
-) -> Matched | None:
+) -> AtGain | None:
     """`at_gain` with bootstrap intervals over the images; None where no strength reaches the gain.
 
     strengths rise; scores and distances (n,) hold one entry for each. Resamples that do not reach
     the gain are left out, so that the intervals are those of the edits that do.
     """
 
-    def outcomes(*parts: Scores | Tensor) -> list[Outcome]:
-        pairs = zip(parts[: len(scores)], parts[len(scores) :], strict=True)
-        return [Outcome(s.gain, s.off_target, s.unchanged, float(d.mean())) for s, d in pairs]
+    def reached(*swept: Scores | Tensor) -> np.ndarray:
+        own = list(zip(swept[: len(scores)], swept[len(scores) :], strict=True))
+        costs = [NOTHING[1:], *((s.off_target, s.unchanged, float(d.mean())) for s, d in own)]
+        table = np.column_stack([(0.0, *strengths), costs])
+        return intervals.read_off([0.0, *(s.gain for s, _ in own)], table, gain)
 
-    samples = (*scores, *distances)
-    value = at_gain(outcomes(*samples), gain)
-    if value is None:
+    strength, *costs = reached(*scores, *distances)
+    if np.isnan(strength):
         return None
-    n, rng = len(distances[0]), torch.Generator().manual_seed(0)
-    picks = torch.randint(n, (draws, n), generator=rng)
-    drawn = (at_gain(outcomes(*(_rows(s, pick) for s in samples)), gain) for pick in picks)
-    found = torch.tensor([o[1:] for o in drawn if o is not None] or [value[1:]]).double()
-    low, high = found.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
-    columns = zip(value[1:], found.std(0, unbiased=False), low, high, strict=True)
-    gains = [0.0, *(s.gain for s in scores)]
-    i = next(i for i, g in enumerate(gains) if i and g >= gain)
-    part = (gain - gains[i - 1]) / (gains[i] - gains[i - 1])
-    ends = (0.0, *strengths)[i - 1 : i + 1]
-    strength = ends[0] + part * (ends[1] - ends[0])
-    return Matched(strength, *(Interval(*map(float, c)) for c in columns))
+    drawn = np.array(_resampled(reached, *scores, *distances, draws=draws)).T[1:]
+    return AtGain(float(strength), *map(intervals.of_draws, costs, drawn))
 
 
 def matched_gap(
@@ -257,15 +242,23 @@ def interval(
     Samples are `Scores` or tensors whose first axis counts the images. Resamples where the
     statistic is not a number (no image lacks the attribute) are left out.
     """
-    n = len(samples[0].gains if isinstance(samples[0], Scores) else samples[0])
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.randint(n, (draws, n), generator=rng)
-    found = torch.tensor([statistic(*(_rows(s, pick) for s in samples)) for pick in rows]).double()
-    found = found[found.isfinite()]
-    if len(found) < 2:
-        return Interval(float(statistic(*samples)), 0.0, float("nan"), float("nan"))
-    low, high = found.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return Interval(float(statistic(*samples)), float(found.std()), low, high)
+    drawn = _resampled(statistic, *samples, draws=draws, seed=seed)
+    return intervals.of_draws(statistic(*samples), drawn)
+
+
+def total_variation(
+    before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike], leave_out: str
+) -> np.ndarray:
+    """Off-target change: mean over the other attributes of ½ Σ |p_after - p_before|, (n,), 0 ... 1.
+
+    before, after: {attribute: class probabilities (n, classes)}; leave_out: the edited attribute.
+    Raises ValueError for an unknown attribute or one that is alone.
+    """
+    if leave_out not in before or len(before) < 2:
+        raise ValueError(f"{leave_out!r} must be one of several attributes, here {list(before)}")
+    others = [name for name in before if name != leave_out]
+    change = [np.abs(np.asarray(after[a]) - np.asarray(before[a])).sum(1) / 2 for a in others]
+    return np.mean(change, axis=0)
 
 
 @lru_cache
@@ -274,6 +267,16 @@ def spread(head: str, classes: tuple[str, ...]) -> float:
     found, defined = _reference()
     own = judge.log_odds(found, head, *classes)
     return float(own[defined[head]].std())
+
+
+def _resampled(
+    statistic: Callable, *samples: Scores | Tensor, draws: int, seed: int = 0
+) -> list[float] | list[np.ndarray]:
+    """The statistic of each draw of images; all samples by the same rows."""
+    n = len(samples[0].gains if isinstance(samples[0], Scores) else samples[0])
+    # `intervals.resamples` would draw others: these are the ones behind every committed number.
+    picks = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+    return [statistic(*(_rows(s, pick) for s in samples)) for pick in picks]
 
 
 def _rows(sample: Scores | Tensor, pick: Tensor) -> Scores | Tensor:

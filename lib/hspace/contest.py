@@ -17,6 +17,7 @@ from lib.faces import attributes
 from lib.hspace import baselines, editing, unsupervised
 from lib.hspace.deltas import Delta, PerStep
 from lib.hspace.timed import Timed, timed
+from lib.intervals import Interval
 
 
 class Trial(NamedTuple):
@@ -29,7 +30,7 @@ class Trial(NamedTuple):
     seconds: float
 
     @property
-    def top(self) -> attributes.Interval:
+    def top(self) -> Interval:
         """The largest mean gain among the strengths."""
         best = max(self.scores, key=lambda s: s.gain)
         return attributes.interval(lambda s: s.gain, best)

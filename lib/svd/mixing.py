@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, in_batches, time_grid, update
+from lib.diffusion.sampling import ddim, in_batches, spherical, time_grid, update
+from lib.intervals import Values
 from lib.svd.atoms import as_latents
 from lib.svd.avi import Bases, atom_pair
 
 
 def match_noise(
     generator: Generator,
-    z,
+    z: Values,
     t_from: int,
     t_to: int,
     *,
@@ -51,7 +52,7 @@ def match_noise(
 
 def latent_pair(
     generator: Generator,
-    noise,
+    noise: Values,
     source: str | Sequence[str] | None,
     target: str | Sequence[str],
     *,
@@ -79,7 +80,9 @@ def latent_pair(
     return x, z
 
 
-def integrate_full_core(x, z, *, k: int, omega: float = 0.5, keep_tail: bool = True) -> Tensor:
+def integrate_full_core(
+    x: Values, z: Values, *, k: int, omega: float = 0.5, keep_tail: bool = True
+) -> Tensor:
     """The same with any 2k x 2k core in place of a diagonal, (..., h, w); a baseline.
 
     y = P_Ũ ((1 - ω) x + ω z - tail) P_Ṽ + tail with the projectors P on the columns of Ũ and Ṽ, the
@@ -91,12 +94,12 @@ def integrate_full_core(x, z, *, k: int, omega: float = 0.5, keep_tail: bool = T
     return y.to(as_latents(x).dtype)
 
 
-def interpolate(x, z, weight: float, *, path: str = "linear") -> Tensor:
+def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") -> Tensor:
     """Latents between x and z, (n, ...), at `weight` from 0 (x) to 1 (z), the plain baselines.
 
     "linear": (1 - w) x + w z; "rescaled": that, stretched per sample to the norm (1 - w) ‖x‖ +
-    w ‖z‖; "spherical": (sin((1 - w) θ) x + sin(w θ) z) / sin θ with θ the angle of x and z per
-    sample, not defined for opposite ones. Raises ValueError for another path or unequal shapes.
+    w ‖z‖; "spherical": `sampling.spherical`. Raises ValueError for another path, unequal shapes, or
+    an arc between opposite latents.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
     if x.shape != z.shape or path not in ("linear", "rescaled", "spherical"):
@@ -104,15 +107,12 @@ def interpolate(x, z, weight: float, *, path: str = "linear") -> Tensor:
             f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}: give equal shapes and "
             "'linear', 'rescaled' or 'spherical'"
         )
+    if path == "spherical":
+        return spherical(x, z, [weight])[:, 0]
     a, b = x.double().flatten(1), z.double().flatten(1)
     y, norms = torch.lerp(a, b, weight), [part.norm(dim=1, keepdim=True) for part in (a, b)]
     if path == "rescaled":
         y = y * torch.lerp(*norms, weight) / y.norm(dim=1, keepdim=True)
-    if path == "spherical":
-        u, v = a / norms[0], b / norms[1]
-        angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))[:, None]
-        curved = (((1 - weight) * angle).sin() * a + (weight * angle).sin() * b) / angle.sin()
-        y = torch.where(angle > 1e-6, curved, y)
     return y.reshape(x.shape).to(x.dtype)
 
 
@@ -124,7 +124,7 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def principal_bases(latents) -> Bases:
+def principal_bases(latents: Values) -> Bases:
     """Two-sided principal axes of many latents (..., h, w): bases (h, h) and (w, w), a choice.
 
     Eigenvectors of the mean of X Xᵀ and of Xᵀ X, largest first, float64.

@@ -91,3 +91,12 @@ def test_bad_input_is_refused(faces):
         attributes.score(images, images, "monocle")
     with pytest.raises(ValueError, match="one edited image for each"):
         attributes.score(images, images[:3], "hat")
+
+
+def test_total_variation_leaves_the_edited_attribute_out():
+    before = {"hat": np.array([[1.0, 0.0]] * 2), "skin": np.array([[0.2, 0.8]] * 2)}
+    after = {"hat": np.array([[0.0, 1.0]] * 2), "skin": np.array([[0.2, 0.8], [0.7, 0.3]])}
+    assert np.allclose(attributes.total_variation(before, after, "hat"), [0, 0.5])
+    assert np.allclose(attributes.total_variation(before, after, "skin"), [1, 1])
+    with pytest.raises(ValueError, match="'nose'"):
+        attributes.total_variation(before, after, "nose")
