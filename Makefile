@@ -72,7 +72,8 @@ pytest-first:
 	  tests/geometry tests/physics notebooks
 
 pytest-second:
-	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
+	$(PYTEST) tests/diffusion tests/slices tests/faces tests/hspace tests/svd tests/kit \
+	  tests/training tests/test_*.py
 
 refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
 	$(PIPELINE) refresh
