@@ -5,13 +5,16 @@ alike: `linear_head` finds the best f = A z, `reweighting.reweight` the log Z th
 steps are convex, so a poor score belongs to the statistic and not to an optimiser.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lib.geometry.networks import LocalStatistic, window_counts
+from lib.geometry.checks import Values, as_tensor, float64, occupied, require_whole
+from lib.geometry.descent import Descent
+from lib.geometry.networks import LocalStatistic, perceptron, seeded, window_counts
 
 
 class Statistic(NamedTuple):
@@ -21,7 +24,9 @@ class Statistic(NamedTuple):
     parameters: int
 
 
-def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Statistic:
+def posterior_mean(
+    samples: Values, theta: Values, *, seed: int = 0, steps: int = 1000
+) -> Statistic:
     """Mean-as-Statistic: E[θ|x], as the least-squares regression of θ on the sample.
 
     The network is that of the direct estimator, window counts and a few collective features: a
@@ -29,7 +34,9 @@ def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Stati
     samples: (n, L, L) or (n, N), two-valued. theta: (n, d). Raises ValueError on lengths that
     differ. Source: Lobashev et al. 2025, Table 1.
     """
-    samples, theta = torch.as_tensor(samples), torch.as_tensor(theta, dtype=torch.float64)
+    require_whole(1, steps=steps)
+    require_whole(0, seed=seed)
+    samples, theta = as_tensor(samples, "samples"), float64(theta, "theta")
     _check_lengths(samples, theta)
     centre, unit = theta.mean(0), theta.std(0)
     counts, target = window_counts(samples), ((theta - centre) / unit).float()
@@ -44,7 +51,7 @@ def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Stati
 
 
 def vae_components(
-    samples,
+    samples: Values,
     components: int = 2,
     *,
     latent: int = 8,
@@ -61,9 +68,13 @@ def vae_components(
     """
     if not 1 <= components <= latent:
         raise ValueError(f"components={components}, latent={latent}: allowed is 1 to latent")
-    x = (torch.as_tensor(samples).flatten(1) > 0).float()
-    encoder = _perceptron([x.shape[1], hidden, 2 * latent], seed)
-    decoder = _perceptron([latent, hidden, x.shape[1]], seed + 1)
+    require_whole(1, steps=steps, batch=batch, hidden=hidden)
+    require_whole(0, seed=seed)
+    x = occupied(as_tensor(samples, "samples")).flatten(1).float()
+    with seeded(seed):
+        encoder = perceptron(x.shape[1], hidden, 2 * latent)
+    with seeded(seed + 1):
+        decoder = perceptron(latent, hidden, x.shape[1])
     both, generator = nn.ModuleList([encoder, decoder]), torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor) -> Tensor:
@@ -81,7 +92,7 @@ def vae_components(
     return Statistic(mean @ axes.T, _size(both))
 
 
-def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
+def linear_head(statistic: Values, theta: Values, *, pairs: int = 10, seed: int = 0) -> Tensor:
     """f = A z with the A that best tells which of two samples belongs to which parameter.
 
     Of an exponential family, exchanging x_i, x_j between θ_i, θ_j has log-odds −⟨θ_i − θ_j,
@@ -90,7 +101,8 @@ def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
     statistic: (n, k). theta: (n, d). pairs: partners of each sample.
     Returns (n, d) float64. Raises ValueError on lengths that differ.
     """
-    z, theta = (torch.as_tensor(values, dtype=torch.float64) for values in (statistic, theta))
+    require_whole(1, pairs=pairs)
+    z, theta = float64(statistic, "statistic"), float64(theta, "theta")
     _check_lengths(z, theta)
     z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
     unit = theta.std(0)
@@ -113,24 +125,19 @@ def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
     return z @ (a.detach() / unit[:, None]).T
 
 
-def _perceptron(sizes: list[int], seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
-    between = [part for layer in layers for part in (layer, nn.SiLU())]
-    return nn.Sequential(*between[:-1])
-
-
-def _descend(loss, network: nn.Module, n: int, batch: int, steps: int, seed: int, rate) -> None:
-    """Adam with a one-cycle rate on random batches."""
+def _descend(
+    loss: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    n: int,
+    batch: int,
+    steps: int,
+    seed: int,
+    rate: float,
+) -> None:
+    """Descend the loss of random batches of n rows."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(torch.randint(n, (batch,), generator=generator)).backward()
-        optimizer.step()
-        schedule.step()
+    descent = Descent(network.parameters(), rate, steps, rise=0.3)
+    descent.run(lambda step: loss(torch.randint(n, (batch,), generator=generator)))
 
 
 def _size(network: nn.Module) -> int:
