@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import torch
 
-from lib.geometry import boxes, divergence, scores
+from lib.geometry import boxes, divergence
 from lib.physics import tasep
 
 SIZE = 16_384

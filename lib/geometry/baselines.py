@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lib.geometry.checks import Values, as_tensor, float64, occupied, require_whole
+from lib.geometry.checks import Values, as_tensor, float64, occupied, require_finite, require_whole
 from lib.geometry.descent import Descent
 from lib.geometry.networks import LocalStatistic, perceptron, seeded, window_counts
 
@@ -145,8 +145,13 @@ def _size(network: nn.Module) -> int:
 
 
 def _check_lengths(samples: Tensor, theta: Tensor) -> None:
+    """One row of theta per sample, finite, no column constant."""
     if theta.ndim != 2 or len(samples) != len(theta) or len(theta) < 2:
         raise ValueError(
             f"{len(samples)} samples for theta of shape {tuple(theta.shape)}; give (n, d), one row "
             "per sample, n >= 2"
         )
+    require_finite("samples", samples)
+    require_finite("theta", theta)
+    if not (theta.std(0) > 0).all():
+        raise ValueError("a column of theta is constant; leave it out, it has nothing to teach")

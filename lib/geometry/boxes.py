@@ -5,12 +5,13 @@ A box is (2, d), its lower corner first. Points of a product come first coordina
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.geometry.checks import Values, float64, require_finite
+from lib.geometry.checks import Values, float64, require_finite, require_whole
 
 
 def as_box(box: Values) -> Tensor:
@@ -44,6 +45,20 @@ def in_box(t: Values, box: Values) -> tuple[Tensor, Tensor]:
     return t.clamp(box[0], box[1]), box
 
 
+def warn_uneven(t: Tensor, box: Tensor) -> None:
+    """Warn where parameters in the box are far from uniform: the prior of an estimator is."""
+    u = ((t - box[0]) / (box[1] - box[0])).sort(0).values
+    share = torch.arange(len(u) + 1, dtype=u.dtype, device=u.device)[:, None] / len(u)
+    apart = torch.maximum((share[1:] - u).amax(0), (u - share[:-1]).amax(0))
+    if apart.max() > 0.1 + 2 / len(u) ** 0.5:
+        warnings.warn(
+            f"coordinate {int(apart.argmax())} of t is not uniform in the box {box.tolist()} (its "
+            f"distribution function is off by {apart.max().item():.2f}); the fit takes the prior "
+            "to be uniform: draw t uniformly, or give the box that it fills",
+            stacklevel=4,
+        )
+
+
 def unit_square(t: Values, box: Values) -> Tensor:
     """t (n, 2) in units of the box (2, 2), float64; ValueError outside it or on wrong shapes."""
     t, box = in_box(t, box)
@@ -67,8 +82,7 @@ def lattice(box: Values, points: int) -> Tensor:
 def centres(box: Values, grid: int) -> Tensor:
     """Centres of grid^d equal cells of the box, float64 (grid^d, d)."""
     box = as_box(box)
-    if grid < 1:
-        raise ValueError(f"grid={grid}; give a number of cells per axis >= 1")
+    require_whole(1, grid=grid)
     return mesh(box, cell_centres(grid).expand(box.shape[1], -1))
 
 
@@ -89,6 +103,7 @@ def cells(grid: int) -> Tensor:
 
 def uniform_box(box: Values, n: int, seed: int) -> np.ndarray:
     """n points uniform in the box, (n, d); the prior of all estimators."""
+    require_whole(0, n=n, seed=seed)
     low, high = as_box(box).numpy(force=True)
     return np.random.default_rng(seed).uniform(low, high, (n, len(low)))
 

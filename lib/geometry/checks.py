@@ -1,11 +1,12 @@
 """What the calls of this room ask of their input, one helper for each kind."""
 
+import copy
 from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Values = Tensor | np.ndarray | Sequence
 Metric = Callable[[Tensor], Tensor]  # (n, d) -> (n, d, d), row by row
@@ -54,6 +55,50 @@ def require_whole(least: int, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name}={value!r}; give an integer of at least {least}")
+
+
+def mapped(natural: Natural, t: Tensor) -> Tensor:
+    """natural(t), (n, d), or a ValueError that says what it returned instead."""
+    theta = natural(t)
+    if not isinstance(theta, Tensor) or theta.shape != t.shape:
+        found = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+        raise ValueError(
+            f"natural(t) returned {found} for t of shape {tuple(t.shape)}; give torch operations "
+            "(n, d) -> (n, d), row by row"
+        )
+    require_finite("natural(t) on the box", theta)
+    return theta
+
+
+def trainable(network: nn.Module, samples: Tensor, shape: tuple[int, ...]) -> nn.Module:
+    """A copy in single precision beside the samples, or a ValueError.
+
+    The few samples given show that it reads them and returns finite numbers (n, *shape).
+    """
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ValueError(
+            f"network is a {kind}; give a torch.nn.Module, whose weights can be fitted"
+        )
+    network = copy.deepcopy(network).float().to(samples.device)
+    if not any(weights.requires_grad for weights in network.parameters()):
+        raise ValueError("network has no weights to fit; give one with parameters")
+    try:
+        with torch.no_grad():
+            seen = copy.deepcopy(network).eval()(samples)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"network cannot read samples of shape {tuple(samples.shape)} in single precision: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(seen, Tensor) or seen.shape != (len(samples), *shape):
+        found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise ValueError(
+            f"network returned {found} for samples of shape {tuple(samples.shape)}; expected "
+            f"{(len(samples), *shape)}"
+        )
+    require_finite("network(samples)", seen)
+    return network
 
 
 def occupied(samples: Tensor) -> Tensor:

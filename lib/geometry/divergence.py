@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.geometry.boxes import kronecker
-from lib.geometry.checks import Natural, Values, require_whole
+from lib.geometry.checks import Natural, Values, mapped, require_whole
 from lib.geometry.descent import Descent, progress, small_matrices
 from lib.geometry.networks import (
     PatternEstimate,
@@ -76,7 +76,7 @@ def fit_divergence(
     network.to(t.device)
     estimate.standardise(counts)
     fit = Fit(phi, network, natural, {})
-    run = _Divergence(fit, counts, phi.rescale(natural(t)), box, points, batch, 0.0, seed)
+    run = _Divergence(fit, counts, phi.rescale(mapped(natural, t)), box, points, batch, 0.0, seed)
     half = max(20, steps // 2)
     with progress("fit_divergence", 2 * steps + half) as bar, small_matrices():
         Descent(estimate.parameters(), 1e-2, steps).run(run.gaussian_loss, bar=bar)

@@ -64,6 +64,11 @@ def _hessian(potential: Potential, t: Tensor) -> Tensor:
 def _jacobian(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Jacobian (n, k, d) of a row-wise function (n, d) -> (n, k), one reverse pass per output."""
     values, pull = torch.func.vjp(function, t)
+    if values.ndim != 2 or len(values) != len(t):
+        raise ValueError(
+            f"the map returned shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
+            "expected (n, k), row by row"
+        )
     basis = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     return torch.stack([pull(e.expand_as(values))[0] for e in basis], 1)
 

@@ -5,7 +5,6 @@ centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing
 take the prior to be uniform in the box.
 """
 
-import copy
 import math
 import os
 import pickle
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from lib.geometry.boxes import as_box, cell_centres, cells, unit_square
-from lib.geometry.checks import Values, as_tensor, require_whole
+from lib.geometry.checks import Values, as_tensor, require_whole, trainable
 from lib.geometry.descent import Descent, progress, subnormals_flushed
-from lib.geometry.networks import BundleNetwork
+from lib.geometry.networks import BundleNetwork, seeded
 
 ROWS = 256  # maps evaluated at once
 
@@ -115,7 +114,8 @@ def fit(
     if network is None:
         network = BundleNetwork(parts[0].planes.shape[1], grid, seed=seed)
     history = {"step": [], "held_out": []}
-    network = copy.deepcopy(network).to(samples.device)
+    watched = parts[1].draw(bundle, np.random.default_rng(seed))
+    network = trainable(network, parts[1].stack(watched[:4]), (grid, grid))
     settings |= dict(box=box.tolist(), network=str(network), data=_checksum(samples[:99], t))
     posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
     with subnormals_flushed():
@@ -189,7 +189,8 @@ def _train(
 
     def drawn_loss(step: int) -> Tensor:
         generator = np.random.default_rng([seed, step - 1])
-        return loss(training, training.draw(posterior.bundle, generator, settings["batch"]))
+        with seeded(seed + step):  # what a network draws itself, as in dropout
+            return loss(training, training.draw(posterior.bundle, generator, settings["batch"]))
 
     def watch(step: int) -> None:
         network.eval()

@@ -8,7 +8,6 @@ in a box, the posterior of the parameter is
 `fit_direct` maximises it in f and φ together: no binned posterior, no bump, no second fit.
 """
 
-import copy
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -17,21 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib.geometry.boxes import in_box, lattice, mesh
+from lib.geometry.boxes import in_box, lattice, mesh, warn_uneven
 from lib.geometry.checks import (
     Natural,
     Potential,
     Values,
     as_tensor,
     float64,
+    mapped,
     require_finite,
     require_whole,
+    trainable,
 )
 from lib.geometry.descent import Best, Descent, progress, small_matrices
 from lib.geometry.networks import (
     ConvexPotential,
     LocalStatistic,
     PotentialNetwork,
+    seeded,
     window_counts,
 )
 
@@ -112,13 +114,15 @@ def fit_direct(
     if network is None:
         check_windows(samples)
         network = LocalStatistic(samples.ndim - 1, t.shape[1], collective, seed)
-    phi = ConvexPotential(*region(natural, box), samples[0].numel(), width, seed).to(t.device)
-    network = copy.deepcopy(network).to(t.device)
     x = _inputs(samples, network)
+    network = trainable(network, x[:4], t.shape[1:])
+    phi = ConvexPotential(*region(natural, box), samples[0].numel(), width, seed).to(t.device)
     fit = Fit(phi, network, natural, {})
-    run = Likelihood(fit, x, phi.rescale(natural(t)), box, grid, batch, roughness, seed)
-    with progress("fit_direct", 4 * steps) as bar, small_matrices():
+    run = Likelihood(fit, x, phi.rescale(mapped(natural, t)), box, grid, batch, roughness, seed)
+    with progress("fit_direct", 4 * steps) as bar, small_matrices(), seeded(seed):
+        network.train()
         Descent(network.parameters(), 3e-2, steps).run(run.swap_loss, bar=bar)
+        network.eval()
         run.start_from_mean_slope()
         Descent(phi.parameters(), 3e-2, 2 * steps).run(run.matching_loss, bar=bar)
         run.refuse_coarse_grid()
@@ -126,6 +130,7 @@ def fit_direct(
         both = [*phi.parameters(), *network.parameters()]
         Descent(both, 2e-3, steps).run(run.likelihood_loss, run.watch, bar=bar)
     fit.history = run.best.restore()
+    network.eval()
     phi.double()
     return fit
 
@@ -219,9 +224,11 @@ class Likelihood:
     @torch.no_grad()
     def watch(self, step: int) -> None:
         """Record the held-out loss and keep the best weights."""
+        self.fit.network.eval()
         rows = slice(self.training, self.training + 1024)
         loss = -self.log_posterior(rows, torch.full((self.box.shape[1],), 0.5)).mean().item()
         self.best.watch(step, loss)
+        self.fit.network.train()
 
     @torch.no_grad()
     def refuse_coarse_grid(self) -> None:
@@ -312,7 +319,12 @@ def align_affine(
 
 def _inputs(samples: Tensor, network: nn.Module) -> Tensor:
     """What the network reads: window counts for the default, the samples as floats otherwise."""
-    return window_counts(samples) if isinstance(network, LocalStatistic) else samples.float()
+    if not isinstance(network, LocalStatistic):
+        return samples.float()
+    axes = network.config["lattice_dim"]
+    if samples.ndim != axes + 1:
+        raise ValueError(f"samples have shape {tuple(samples.shape)}; the fit read {axes + 1} axes")
+    return window_counts(samples)
 
 
 def check_windows(samples: Tensor) -> None:
@@ -338,21 +350,26 @@ def labelled(samples: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, T
         raise ValueError(
             f"{len(t)} samples are too few, a tenth is held out; give {FEWEST} or more"
         )
+    warn_uneven(t, box)
     return samples, t, box
 
 
 def region(natural: Natural, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest natural coordinates over the box, (d,) each, by a lattice of 33^d."""
-    theta = natural(lattice(box, 33))
-    require_finite("natural(t) on the box", theta)
-    return theta.amin(0), theta.amax(0)
+    """Smallest and largest natural coordinates over a lattice of the box, (d,) each."""
+    d = box.shape[1]
+    theta = mapped(natural, lattice(box, max(2, min(33, int(MOST_NODES ** (1 / d))))))
+    first, last = theta.amin(0), theta.amax(0)
+    if not (last > first).all():
+        still = (last <= first).nonzero().flatten().tolist()
+        raise ValueError(f"natural(t) is constant over the box in its coordinates {still}")
+    return first, last
 
 
 def _check_nodes(grid: int, d: int) -> None:
     """Warn where every step of a fit would sum over very many nodes."""
     if grid**d > MOST_NODES:
         warnings.warn(
-            f"grid={grid} in {d} dimensions makes {grid**d:,} nodes for every step; grid="
-            f"{int(MOST_NODES ** (1 / d))} takes minutes less",
+            f"grid={grid} in {d} dimensions: every step sums over {grid**d:,} nodes, which takes "
+            f"minutes; grid={int(MOST_NODES ** (1 / d))} has {MOST_NODES:,} at most",
             stacklevel=3,
         )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.geometry.checks import Natural, Values, float64, require_finite
+from lib.geometry.checks import Natural, Values, float64, mapped, require_finite
 
 STEPS = 60
 
@@ -74,7 +74,7 @@ def reweight(
     f, t, edges = _checked(statistics, t, edges)
     natural = natural or (lambda t: t)
     nodes, weights = _cells(edges)
-    theta = natural(nodes)
+    theta = mapped(natural, nodes)
     phi = _integrated_means(f, t, edges, theta)
     f, counts = torch.unique(f, dim=0, return_counts=True)
     share = counts.double() / len(t)

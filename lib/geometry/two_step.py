@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.geometry.boxes import as_box, cells, centres, unit_square
-from lib.geometry.checks import Natural, Values, as_tensor, float64, require_whole
+from lib.geometry.checks import Natural, Values, as_tensor, float64, mapped, require_whole
 from lib.geometry.descent import Best, Descent, progress, subnormals_flushed
 from lib.geometry.networks import ConvexPotential, FreePotential, PotentialNetwork
 from lib.geometry.potential import Fit, identity, region
@@ -67,12 +67,12 @@ def fit_posteriors(
         raise ValueError(f"count={count}; give a positive number of samples behind a map")
     maps, t, box = _checked(maps, t, box)
     natural = natural or identity
-    nodes = natural(centres(box, maps.shape[1]))
+    nodes = mapped(natural, centres(box, maps.shape[1]))
     first, last = region(natural, box)
     sharpness = _inverse_variance(maps, 2 * (nodes - first) / (last - first) - 1)
     kind = ConvexPotential if convex else FreePotential
     phi = kind(first, last, sharpness / count, width, seed).to(t.device)
-    run = _Training(phi, maps, natural(t), nodes, count, centroid, batch, seed)
+    run = _Training(phi, maps, mapped(natural, t), nodes, count, centroid, batch, seed)
     with progress("fit_posteriors", steps) as bar, subnormals_flushed():
         descent = Descent(phi.parameters(), rate, steps)
         descent.run(lambda step: run.loss(step <= steps // 3), run.watch, bar=bar)
