@@ -36,11 +36,13 @@ def posterior_mean(
     """
     require_whole(1, steps=steps)
     require_whole(0, seed=seed)
-    samples, theta = as_tensor(samples, "samples"), float64(theta, "theta")
+    samples = as_tensor(samples, "samples")
+    theta = float64(theta, "theta").to(samples.device)
     _check_lengths(samples, theta)
     centre, unit = theta.mean(0), theta.std(0)
     counts, target = window_counts(samples), ((theta - centre) / unit).float()
     network = LocalStatistic(samples.ndim - 1, theta.shape[1], collective=True, seed=seed)
+    network.to(theta.device)
 
     def loss(rows: Tensor) -> Tensor:
         return (network(counts[rows]) - target[rows]).square().sum(1).mean()
@@ -75,11 +77,12 @@ def vae_components(
         encoder = perceptron(x.shape[1], hidden, 2 * latent)
     with seeded(seed + 1):
         decoder = perceptron(latent, hidden, x.shape[1])
-    both, generator = nn.ModuleList([encoder, decoder]), torch.Generator().manual_seed(seed)
+    both = nn.ModuleList([encoder, decoder]).to(x.device)
+    generator = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor) -> Tensor:
         mean, log_variance = encoder(x[rows]).chunk(2, 1)
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         logits = decoder(mean + (log_variance / 2).exp() * noise)
         misfit = binary_cross_entropy_with_logits(logits, x[rows], reduction="none").sum(1)
         return (misfit + (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2).mean()
@@ -102,7 +105,8 @@ def linear_head(statistic: Values, theta: Values, *, pairs: int = 10, seed: int 
     Returns (n, d) float64. Raises ValueError on lengths that differ.
     """
     require_whole(1, pairs=pairs)
-    z, theta = float64(statistic, "statistic"), float64(theta, "theta")
+    z = float64(statistic, "statistic")
+    theta = float64(theta, "theta").to(z.device)
     _check_lengths(z, theta)
     z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
     unit = theta.std(0)
@@ -112,7 +116,7 @@ def linear_head(statistic: Values, theta: Values, *, pairs: int = 10, seed: int 
     products = ((theta[first] - theta[partner]) / unit)[:, :, None] * (z[first] - z[partner])[
         :, None
     ]
-    a = torch.zeros(theta.shape[1], z.shape[1], dtype=torch.float64, requires_grad=True)
+    a = z.new_zeros(theta.shape[1], z.shape[1]).requires_grad_()
     optimizer = torch.optim.LBFGS([a], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

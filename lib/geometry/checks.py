@@ -76,9 +76,9 @@ def trainable(network: nn.Module, samples: Tensor, shape: tuple[int, ...]) -> nn
     The few samples given show that it reads them and returns finite numbers (n, *shape).
     """
     if not isinstance(network, nn.Module):
-        kind = type(network).__name__
         raise ValueError(
-            f"network is a {kind}; give a torch.nn.Module, whose weights can be fitted"
+            f"network is of type {type(network).__name__}; give a torch.nn.Module, whose weights "
+            "can be fitted"
         )
     network = copy.deepcopy(network).float().to(samples.device)
     if not any(weights.requires_grad for weights in network.parameters()):
@@ -89,7 +89,7 @@ def trainable(network: nn.Module, samples: Tensor, shape: tuple[int, ...]) -> nn
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"network cannot read samples of shape {tuple(samples.shape)} in single precision: "
-            f"{str(error).splitlines()[0]}"
+            f"{error}"
         ) from error
     if not isinstance(seen, Tensor) or seen.shape != (len(samples), *shape):
         found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__

@@ -25,7 +25,6 @@ from lib.geometry.networks import (
 from lib.geometry.potential import (
     Fit,
     Likelihood,
-    check_windows,
     identity,
     labelled,
     region,
@@ -66,7 +65,6 @@ def fit_divergence(
     require_whole(1, batch=batch)
     require_whole(0, seed=seed)
     samples, t, box = labelled(samples, t, box)
-    check_windows(samples)
     natural = natural or identity
     counts, sites = window_counts(samples), samples[0].numel()
     phi = TangentPotential(*region(natural, box), sites, pieces, seed)

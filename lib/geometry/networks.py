@@ -160,14 +160,24 @@ class TangentPotential(PotentialNetwork):
         return self.exponents(s).softmax(1) @ self.slope
 
 
+def check_windows(samples: Tensor) -> None:
+    """Refuse what has no local windows: neither chains nor lattices, or too short ones."""
+    if samples.ndim not in (2, 3) or min(samples.shape[1:]) < 3:
+        raise ValueError(
+            f"samples have shape {tuple(samples.shape)}: windows are read from chains (n, N) or "
+            "lattices (n, L, L) of at least 3 sites a side; give network= for anything else"
+        )
+
+
 def window_counts(samples: Tensor) -> Tensor:
     """Relative frequency of each local pattern of a two-state system, (n, 512) or (n, 8).
 
     Patterns are 3 x 3 windows of a periodic lattice (n, L, L) or 3-site windows of an open chain
     (n, N); states are −1 and +1, or 0 and 1. A convolution on binary sites followed by pointwise
     layers and a mean is a function of these counts, so they are counted once and the network never
-    sees the lattice again. Raises ValueError on other states.
+    sees the lattice again. Raises ValueError on other states or shapes.
     """
+    check_windows(samples)
     lattice = samples.ndim == 3
     bits = 9 if lattice else 3
     counts = []

@@ -33,6 +33,7 @@ from lib.geometry.networks import (
     ConvexPotential,
     LocalStatistic,
     PotentialNetwork,
+    check_windows,
     seeded,
     window_counts,
 )
@@ -325,15 +326,6 @@ def _inputs(samples: Tensor, network: nn.Module) -> Tensor:
     if samples.ndim != axes + 1:
         raise ValueError(f"samples have shape {tuple(samples.shape)}; the fit read {axes + 1} axes")
     return window_counts(samples)
-
-
-def check_windows(samples: Tensor) -> None:
-    """Refuse what has no local windows: neither chains nor lattices, or too short ones."""
-    if samples.ndim not in (2, 3) or min(samples.shape[1:]) < 3:
-        raise ValueError(
-            f"samples have shape {tuple(samples.shape)}: the default network reads chains (n, N) "
-            "or lattices (n, L, L) of at least 3 sites a side; give network= for anything else"
-        )
 
 
 def labelled(samples: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, Tensor]:

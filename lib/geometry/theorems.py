@@ -90,7 +90,8 @@ def posterior_convergence(
     Source: Lobashev et al. 2025, Theorem 3.1; the rates are ours.
     """
     require_whole(2, grid=grid)
-    statistics, t0, box = float64(statistics, "statistics"), float64(t0, "t0"), as_box(box)
+    statistics = float64(statistics, "statistics")
+    t0, box = (part.to(statistics.device) for part in (float64(t0, "t0"), as_box(box)))
     counts = _counts(statistics, t0, box, counts, least)
     t = centres(box, grid)
     exact, phi, own = bregman(potential, t, t0[None]), potential(t), potential(t0[None])
@@ -102,7 +103,7 @@ def posterior_convergence(
         density = ((log - evidence) / n).exp() - torch.exp(-exact)
         divergence = (start[:, None] - log) / n - exact
         errors.append(torch.stack([density, divergence]).square().mean(2).sqrt())
-    error = torch.stack(errors, 2).numpy()
+    error = torch.stack(errors, 2).numpy(force=True)
     fitted = counts >= least
     return Convergence(counts, *(_rate(counts, part, fitted) for part in error))
 

@@ -128,7 +128,7 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda x: x[:, :2], "network is a function"),
+        (lambda x: x[:, :2], "network is of type function"),
         (nn.Flatten(), "no weights"),
         (nn.Linear(4, 2), "cannot read samples of shape"),
         (nn.Linear(3, 1), r"returned \(5, 1\).*expected \(5, 2\)"),

@@ -69,8 +69,14 @@ def test_the_result_depends_on_the_seed_alone():
         ({"box": [[0.4], [0.6]]}, "outside the box"),
         ({"steps": 3}, "steps=3"),
         ({"natural": lambda t: t * float("nan")}, "not finite"),
+        ({"natural": lambda t: t.numpy()}, "returned ndarray"),
+        ({"points": 12.5}, "points=12.5"),
+        ({"pieces": 1}, "pieces=1"),
+        ({"batch": 0}, "batch=0"),
+        ({"seed": None}, "seed=None"),
+        ({"n": 2}, "2 samples are too few"),
     ],
 )
 def test_it_refuses_what_the_direct_fit_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        fitted(50, **change)
+        fitted(**({"n": 50} | change))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -335,6 +336,28 @@ def test_one_seed_gives_one_answer():
     assert not torch.equal(small_fit()[1], small_fit(seed=1)[1])
 
 
+def test_the_corners_of_a_box_given_in_lists_belong_to_it():
+    corners = [[0.1, 0.1], [0.7, 0.7], [0.1, 0.7], [0.7, 0.1]]
+    t = (5 * corners, torch.tensor(5 * corners), np.float32(5 * corners))
+    for own in t:
+        options = dict(box=[[0.1, 0.1], [0.7, 0.7]], grid=4, bundle=1, neighbours=1, bump=0.1)
+        fitted = posterior.fit(torch.zeros(20, 4, 4), own, steps=1, batch=2, **options)
+        assert fitted.maps(torch.zeros(20, 4, 4), own).shape == (20, 4, 4)
+
+
+def test_a_network_with_dropout_follows_the_seed_and_leaves_the_global_generator_alone():
+    def made():
+        torch.manual_seed(0)
+        layers = nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 36), nn.Unflatten(1, (6, 6))
+        return nn.Sequential(*layers)
+
+    (first, maps), (again, same) = (small_fit(made()) for _ in range(2))
+    assert torch.equal(maps, same) and first.history == again.history
+    network, state = made(), torch.get_rng_state()
+    small_fit(network)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 # Bad input
 
 T20 = uniform(20)
@@ -360,6 +383,8 @@ X20 = torch.zeros(20, 4, 4)
         (dict(samples=torch.zeros(20)), "samples has shape"),
         (dict(samples=X20 / 0), "not finite"),
         (dict(network=nn.Conv2d(4, 1, 1)), "network returned"),
+        (dict(network=nn.Conv2d(3, 1, 1)), "network cannot read"),
+        (dict(network=torch.sin), "network is of type builtin"),
     ],
 )
 def test_the_trained_route_refuses(change, message):

@@ -1,12 +1,14 @@
 """Laws of the learned log Z, against exponential families that are solved exactly."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lib.geometry.divergence import fit_divergence
 from lib.geometry.networks import ConvexPotential
 from lib.geometry.potential import align_affine, fit_direct
 
@@ -466,3 +468,97 @@ def test_a_grid_too_coarse_for_the_data_is_refused():
     with pytest.raises(ValueError, match="grid=4 is too coarse"):
         fit_direct(**sharp, grid=4)
     fit_direct(**sharp, grid=400)
+
+
+# What a fit is given
+
+
+def quick(samples, t, **options):
+    return fit_direct(samples, t, **(dict(box=FIELDS, steps=20, batch=16) | options))
+
+
+def test_a_fit_does_not_depend_on_how_its_input_is_written_down():
+    t = uniform(60, FIELDS)
+    x, h = spins(t, 4, 4), midpoints(FIELDS, 20)
+    plain = quick(x, t).potential(h)
+    written = {
+        "0 and 1": ((x + 1) // 2, t, FIELDS),
+        "booleans": (x == 1, t, FIELDS),
+        "lists": (x.tolist(), t.tolist(), FIELDS),
+        "arrays": (x.double().numpy(), t.numpy(), np.array(FIELDS)),
+    }
+    for name, (samples, own, box) in written.items():
+        assert torch.equal(quick(samples, own, box=box).potential(h), plain), name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(samples=(GOOD["samples"] + 3) // 2),
+            r"states \[1, 2\].*coded -1 and \+1, or 0 and 1",
+        ),
+        (dict(samples=(GOOD["samples"] - 1) // 2), r"states \[-1, 0\]"),
+        (dict(samples=0.5 * GOOD["samples"]), r"states \[-0.5, 0.5\]"),
+        (dict(samples=GOOD["samples"] + 0j), "samples is complex"),
+        (dict(t=GOOD["t"] + 0j), "t is complex"),
+        (dict(samples=GOOD["samples"][:2], t=GOOD["t"][:2]), "2 samples are too few"),
+        (dict(network=lambda x: x.mean(1)), "network is of type function"),
+        (dict(network=nn.Linear(5, 1)), "cannot read samples"),
+        (dict(network=nn.Sequential(nn.Flatten(), nn.Linear(16, 3))), r"returned \(4, 3\)"),
+        (dict(natural=lambda t: t.numpy()), "returned ndarray"),
+        (dict(natural=lambda t: t[:, 0]), "returned"),
+        (dict(natural=lambda t: 0 * t), r"constant over the box in its coordinates \[0\]"),
+    ],
+    ids=str,
+)
+def test_a_fit_says_what_it_cannot_learn_from(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit_direct(**(GOOD | change), steps=20, batch=16)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=["batch", "dropout"])
+def test_a_statistic_does_not_depend_on_the_batch_or_on_chance(layer):
+    t = uniform(60, FIELDS)
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + t.float()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 1))
+    state = torch.get_rng_state()
+    one, again = (quick(x, t, network=network) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one.statistic(x), again.statistic(x))
+    rows = torch.cat([one.statistic(row) for row in x.split(1)])
+    torch.testing.assert_close(rows, one.statistic(x), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_far_from_uniform_are_warned_of():
+    t = uniform(400, FIELDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(spins(t, 4), t)
+        with pytest.raises(UserWarning, match="coordinate 0 of t is not uniform"):
+            quick(spins(t / 3, 4), t / 3)
+
+
+def test_a_grid_of_very_many_nodes_is_warned_of():
+    box = [[0.0] * 3, [1.0] * 3]
+    t = uniform(40, box)
+    many = pytest.warns(UserWarning, match="grid=48 in 3 dimensions.*110,592 nodes")
+    with many, pytest.raises(ValueError, match="network is of type int"):
+        fit_direct(t.float(), t, box=box, network=3)
+
+
+def test_a_statistic_refuses_samples_of_another_kind():
+    fit = short_fit()
+    with pytest.raises(ValueError, match="the fit read 3 axes"):
+        fit.statistic(torch.ones(5, 16))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fit", [fit_direct, fit_divergence])
+def test_samples_on_a_device_are_fitted_there(fit):
+    t = uniform(200, FIELDS)
+    found = fit(spins(t, 8).cuda(), t.numpy(), box=FIELDS, steps=20, batch=32)
+    h = midpoints(FIELDS, 10).cuda()
+    assert found.potential(h).is_cuda and found.potential(h).isfinite().all()
+    assert found.statistic(spins(t, 8).cuda()).is_cuda

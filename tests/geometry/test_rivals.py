@@ -56,8 +56,19 @@ def test_the_first_component_of_the_autoencoder_is_the_magnetisation():
     assert variance[0] > variance[1]
 
 
-def test_the_rivals_refuse():
-    with pytest.raises(ValueError, match="components=9, latent=8"):
-        baselines.vae_components(np.ones((10, 4, 4)), 9)
-    with pytest.raises(ValueError, match="10 samples for theta of shape"):
-        baselines.posterior_mean(np.ones((10, 4, 4)), torch.zeros(9, 2))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, t: baselines.vae_components(x, 9), "components=9, latent=8"),
+        (lambda x, t: baselines.vae_components(x + 1), r"states \[2.0\]"),
+        (lambda x, t: baselines.posterior_mean(x, t[1:]), "10 samples for theta of shape"),
+        (lambda x, t: baselines.posterior_mean(x, 0 * t), "column of theta is constant"),
+        (lambda x, t: baselines.posterior_mean(x, t, seed=None), "seed=None"),
+        (lambda x, t: baselines.posterior_mean(x[:, :2], t), "at least 3 sites"),
+        (lambda x, t: baselines.linear_head(t / 0, t), "samples has 20 entries"),
+        (lambda x, t: baselines.linear_head(t, t, pairs=0), "pairs=0"),
+    ],
+)
+def test_the_rivals_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.ones((10, 4, 4)), uniform(10))

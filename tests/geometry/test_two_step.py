@@ -176,6 +176,10 @@ SHARP = gaussian_maps(T20, 16, sigma=SIGMA / 5)
         (dict(maps=SHARP.mT), "axes swapped"),
         (dict(count=0), "count=0"),
         (dict(steps=0), "steps=0"),
+        (dict(batch=0.5), "batch=0.5"),
+        (dict(seed=None), "seed=None"),
+        (dict(natural=lambda t: t[:, :1]), "returned"),
+        (dict(maps=SHARP + 0j), "maps is complex"),
     ],
 )
 def test_the_second_step_refuses(change, message):
