@@ -72,7 +72,8 @@ pytest-first:
 	  tests/geometry tests/physics notebooks
 
 pytest-second:
-	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
+	$(PYTEST) tests/diffusion tests/slices tests/faces tests/hspace tests/svd tests/kit \
+	  tests/training tests/test_*.py
 
 refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
 	$(PIPELINE) refresh
@@ -100,4 +101,4 @@ clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ a
 
 models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights
 	"$(PYTHON)" -m lib.training.train $(if $(FROM),--from "$(FROM)")
-	"$(PYTHON)" -m lib.training.hspace
+	"$(PYTHON)" -m lib.hspace.fits

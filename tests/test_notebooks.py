@@ -94,7 +94,9 @@ def test_three_exercises_have_solutions(path):
 @each_notebook
 def test_the_weights_it_uses_are_named_for_the_make_graph(path):
     cells = [cell.source for cell in code_cells(path)]
-    scorers = {"judge-a", "judge-b", "clip"} if "lib.judge" in stamps._lib_closure(cells) else set()
+    scorers = (
+        {"judge-a", "judge-b", "clip"} if "lib.faces.judge" in stamps._lib_closure(cells) else set()
+    )
     named = set(read(path).metadata.get("kit", {}).get("weights", []))
     assert scorers <= named, "add to the metadata kit.weights, or new weights leave old figures"
     assert named <= set(MODELS)

@@ -40,7 +40,7 @@ def test_the_figure_map_and_the_scorecard_are_those_of_this_checkout(name):
 
 
 def test_the_faces_are_attributed():
-    from lib.training import avatars
+    from lib.faces import avatars
 
     assert avatars.attribution() in README
 
