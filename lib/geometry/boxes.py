@@ -55,7 +55,7 @@ def warn_uneven(t: Tensor, box: Tensor) -> None:
             f"coordinate {int(apart.argmax())} of t is not uniform in the box {box.tolist()} (its "
             f"distribution function is off by {apart.max().item():.2f}); the fit takes the prior "
             "to be uniform: draw t uniformly, or give the box that it fills",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

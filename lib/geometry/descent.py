@@ -65,7 +65,7 @@ class Best:
             self.weights = [copy.deepcopy(part.state_dict()) for part in self.parts]
 
     def restore(self) -> dict[str, np.ndarray]:
-        """Early stopping: put the best weights back and return the history."""
+        """Early stopping: the best weights, in evaluation mode again; returns the history."""
         if not self.weights:
             raise ValueError(
                 f"the held-out loss was never finite, last {self.history['held_out'][-1]}: the "
@@ -73,6 +73,7 @@ class Best:
             )
         for part, weights in zip(self.parts, self.weights, strict=True):
             part.load_state_dict(weights)
+            part.eval()
         return {name: np.array(values) for name, values in self.history.items()}
 
 

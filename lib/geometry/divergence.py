@@ -13,7 +13,7 @@ whole flat phase, and a freely learned f must find that silence to a part in N.
 import torch
 from torch import Tensor
 
-from lib.geometry.boxes import kronecker
+from lib.geometry.boxes import kronecker, warn_uneven
 from lib.geometry.checks import Natural, Values, mapped, require_whole
 from lib.geometry.descent import Descent, progress, small_matrices
 from lib.geometry.networks import (
@@ -65,6 +65,7 @@ def fit_divergence(
     require_whole(1, batch=batch)
     require_whole(0, seed=seed)
     samples, t, box = labelled(samples, t, box)
+    warn_uneven(t, box)
     natural = natural or identity
     counts, sites = window_counts(samples), samples[0].numel()
     phi = TangentPotential(*region(natural, box), sites, pieces, seed)
@@ -94,14 +95,14 @@ class _Divergence(Likelihood):
         """The statistic in rescaled coordinates, (n, d)."""
         return self.phi.config["scale"] * self.fit.network.slope(self.x[rows])
 
-    def gaussian_loss(self, step: int = 0) -> Tensor:
+    def gaussian_loss(self, step: int) -> Tensor:
         """Mean of −log N(s; ŝ(x), v(x)) over a batch, up to a constant."""
         rows = self.batch(4 * self.size)
         mean, log_variance = self.fit.network.estimate(self.x[rows])
         misfit = (self.s[rows] - mean).square() * (-log_variance).exp()
         return (misfit + log_variance).sum(1).mean() / 2
 
-    def likelihood_loss(self, step: int = 0) -> Tensor:
+    def likelihood_loss(self, step: int) -> Tensor:
         """Mean of −log p(t|x) over a batch."""
         shift = torch.rand(self.box.shape[1], generator=self.generator)
         return -self.log_posterior(self.batch(self.size), shift).mean()

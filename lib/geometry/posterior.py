@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from lib.geometry.boxes import as_box, cell_centres, cells, unit_square
+from lib.geometry.boxes import as_box, cell_centres, cells, in_box, unit_square, warn_uneven
 from lib.geometry.checks import Values, as_tensor, require_whole, trainable
 from lib.geometry.descent import Descent, progress, subnormals_flushed
 from lib.geometry.networks import BundleNetwork, seeded
@@ -104,6 +104,7 @@ def fit(
     Source: Lobashev et al. 2025, section 3; sizes from the released code.
     """
     samples, t, box = as_tensor(samples, "samples"), as_tensor(t, "t"), as_box(box)
+    warn_uneven(*in_box(t, box))
     settings = dict(bundle=bundle, neighbours=neighbours, bump=bump, seed=seed, n=len(samples))
     settings |= dict(grid=grid, steps=steps, batch=batch, rate=rate)
     _check_settings(settings)

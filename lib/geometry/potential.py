@@ -110,6 +110,7 @@ def fit_direct(
     require_whole(1, width=width, batch=batch)
     require_whole(0, seed=seed)
     samples, t, box = labelled(samples, t, box)
+    warn_uneven(t, box)
     _check_nodes(grid, t.shape[1])
     natural = natural or identity
     if network is None:
@@ -131,7 +132,6 @@ def fit_direct(
         both = [*phi.parameters(), *network.parameters()]
         Descent(both, 2e-3, steps).run(run.likelihood_loss, run.watch, bar=bar)
     fit.history = run.best.restore()
-    network.eval()
     phi.double()
     return fit
 
@@ -140,7 +140,7 @@ def fit_direct(
 class Likelihood:
     """The losses of one fit: inputs x and rescaled parameters s, a tenth of them held out.
 
-    The losses are functions of the number of the step, which they do not use.
+    Each step draws its batch anew; none of the losses depends on the number of the step.
     """
 
     fit: Fit
@@ -174,7 +174,7 @@ class Likelihood:
         """Row numbers of a random training batch."""
         return torch.randint(self.training, (size,), generator=self.generator)
 
-    def swap_loss(self, step: int = 0) -> Tensor:
+    def swap_loss(self, step: int) -> Tensor:
         """log(1 + e^{−⟨s_i − s_j, f_i − f_j⟩}) summed over pairs, per sample.
 
         Any f tells distant pairs apart, so the mean over all pairs would fade as they grow sharp.
@@ -190,7 +190,7 @@ class Likelihood:
         """The constant in f is free and often large; φ takes it as its slope at once."""
         self.phi.slope.copy_(self.fit.network(self.x[: self.training]).mean(0))
 
-    def matching_loss(self, step: int = 0) -> Tensor:
+    def matching_loss(self, step: int) -> Tensor:
         """Mean squared distance of ∇φ and f, both per site, and the price of roughness."""
         rows = self.batch(2 * self.size)
         with torch.no_grad():
@@ -200,7 +200,7 @@ class Likelihood:
         distance = (gradient - target).square().sum(1).mean()
         return distance + self.roughness * self.phi.roughness()
 
-    def likelihood_loss(self, step: int = 0) -> Tensor:
+    def likelihood_loss(self, step: int) -> Tensor:
         """Mean of −log p(t|x) over a batch, the grid shifted at random, and the same price."""
         shift = torch.rand(self.box.shape[1], generator=self.generator)
         loss = -self.log_posterior(self.batch(self.size), shift).mean()
@@ -342,7 +342,6 @@ def labelled(samples: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, T
         raise ValueError(
             f"{len(t)} samples are too few, a tenth is held out; give {FEWEST} or more"
         )
-    warn_uneven(t, box)
     return samples, t, box
 
 

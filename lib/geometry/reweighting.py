@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.geometry.boxes import warn_uneven
 from lib.geometry.checks import Natural, Values, float64, mapped, require_finite
 
 STEPS = 60
@@ -72,6 +73,7 @@ def reweight(
     Source: Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); the continuum of states is ours.
     """
     f, t, edges = _checked(statistics, t, edges)
+    warn_uneven(t, torch.stack([edge[[0, -1]] for edge in edges], 1))
     natural = natural or (lambda t: t)
     nodes, weights = _cells(edges)
     theta = mapped(natural, nodes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lib.geometry.boxes import as_box, cells, centres, unit_square
+from lib.geometry.boxes import as_box, cells, centres, in_box, unit_square
 from lib.geometry.checks import Natural, Values, as_tensor, float64, mapped, require_whole
 from lib.geometry.descent import Best, Descent, progress, subnormals_flushed
 from lib.geometry.networks import ConvexPotential, FreePotential, PotentialNetwork
@@ -173,7 +173,7 @@ def _inverse_variance(maps: Tensor, places: Tensor) -> float:
 
 def _checked(maps: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, Tensor]:
     maps = as_tensor(maps, "maps").float()
-    t, box = float64(t, "t").to(maps.device), as_box(box).to(maps.device)
+    t = float64(t, "t").to(maps.device)
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or len(maps) != len(t) or len(t) < 2:
         raise ValueError(
             f"maps has shape {tuple(maps.shape)} for {len(t)} rows of t; give (n, g, g), one map "
@@ -186,6 +186,7 @@ def _checked(maps: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, Tens
             f"{int(bad.sum())} maps are no probabilities, the first sums to "
             f"{total[bad][0].item():.6g}; each map is non-negative and sums to one"
         )
+    t, box = in_box(t, box)
     u = unit_square(t, box)
     grid = maps.shape[1]
     cell = (u * grid).long().clamp(max=grid - 1)
