@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import torch
 
-from lib.geometry import divergence, scores
+from lib.geometry import boxes, divergence
 from lib.physics import tasep
 
 SIZE = 16_384
@@ -73,7 +73,7 @@ def _one_update():
 def _one_fit():
     """One one-step fit as notebook 02 makes it in `quick`, on one thread."""
     box = np.array([[0.02, 0.02], [0.98, 0.98]])
-    t = scores.uniform_box(box, 15_000, 0)
+    t = boxes.uniform_box(box, 15_000, 0)
     start = time.perf_counter()
     chains = tasep.sample(*t.T, 1024)
     divergence.fit_divergence(chains, t, box=box, natural=torch.logit, steps=600)
