@@ -8,13 +8,13 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
@@ -59,6 +59,15 @@ WANTED = [
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
 ]
+
+
+def weight_hash(tensors: Iterable[tuple[str, Tensor]], *notes: str) -> str:
+    """SHA-256 (16 hex digits) of named tensors, in order, after the notes: what a cache knows."""
+    digest = hashlib.sha256("".join(notes).encode())
+    for name, value in tensors:
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def convert_pickle(source: str | Path, target: str | Path) -> Path:

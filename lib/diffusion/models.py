@@ -5,7 +5,6 @@ The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative produ
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,11 +98,8 @@ class Generator:
         state = [(n, v) for part in self._parts() for n, v in part.state_dict().items()]
         stamp = tuple((v.data_ptr(), v._version) for _, v in state)
         if self._hash is None or self._hash[0] != stamp:
-            digest = hashlib.sha256(f"{self.prediction}{self.alphas.tolist()}".encode())
-            for name, value in state:
-                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._hash = stamp, digest.hexdigest()[:16]
+            found = folders.weight_hash(state, self.prediction, str(self.alphas.tolist()))
+            self._hash = stamp, found
         return self._hash[1]
 
     def alpha(self, t: int) -> float:

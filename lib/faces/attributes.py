@@ -119,12 +119,6 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return judge.distance(a.float().clamp(-1, 1), b.float().clamp(-1, 1))
 
 
-def frechet(images: Tensor, real: Tensor, draws: int = 200) -> Interval:
-    """`judge.frechet` of clamped images to as many real ones, with its bootstrap interval."""
-    sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, real)]
-    return interval(judge.frechet_of_components, *sets, draws=draws)
-
-
 def frechet_ratio(images: Tensor, base: Tensor, real: Tensor, draws: int = 200) -> Interval:
     """Fréchet distance of images over that of `base`, both to `real`; rows are drawn together."""
     sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, base, real)]
@@ -160,13 +154,6 @@ def score(plain: Tensor, edited: Tensor, name: str) -> Scores:
     having = _has(classes[1], attribute)
     kept = torch.stack(same, 1).nanmean(1)
     return Scores(*(part.cpu() for part in (change, lacking, having, torch.stack(leaks, 1), kept)))
-
-
-def outcome(plain: Tensor, edited: Tensor, name: str) -> Outcome:
-    """Gain, off-target change, share unchanged and distance of edited images, (n, 3, h, w)."""
-    found = score(plain, edited, name)
-    moved = float(distance(plain, edited).mean())
-    return Outcome(found.gain, found.off_target, found.unchanged, moved)
 
 
 def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:

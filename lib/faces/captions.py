@@ -6,6 +6,7 @@ caption = ("a face" | "a person") + any subset of the phrases of the visible att
 import difflib
 import string
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarra
     return true
 
 
-def tokenizer():
+def tokenizer() -> Any:
     """A `CLIPTokenizer` whose merges make every word of the grammar one token.
 
     Merges are appended word by word, always joining the first two pieces that all earlier merges
