@@ -21,6 +21,7 @@ MODELS = ROOT / "models"
 CONVERTED = ROOT / "cache" / "converted"
 EMBEDDED = ("avatars-ddpm", "avatars-sd")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds")
+WORDS = "words.json"  # beside a tokenizer: all the words of the captions, where these are few
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -209,6 +210,8 @@ def read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             if not (folder / name).is_dir():
                 raise ValueError(f"{folder} has no {name}; give the folder of the whole pipeline")
         parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        if (folder / "tokenizer" / WORDS).is_file():
+            parts["words"] = json.loads((folder / "tokenizer" / WORDS).read_text())
         parts["text_encoder"] = _network(CLIPTextModel, folder / "text_encoder", dtype)
     if (folder / "vae").is_dir():
         parts["autoencoder"] = _network(diffusers.AutoencoderKL, folder / "vae", dtype)

@@ -5,6 +5,7 @@ stays frozen, as in Stable Diffusion (Rombach et al. 2022).
 """
 
 import copy
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.diffusion import folders
 from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
 from lib.training.ddpm import saturated, shipped, weighted_noise_error
@@ -329,12 +331,15 @@ def pipeline(network: nn.Module) -> Any:
 
 def _save_text_to_image(network: nn.Module, folder: Path, metrics: dict) -> None:
     pipeline(network).save_pretrained(folder)
+    words = json.dumps(sorted(captions.WORDS), indent=1)
+    (folder / "tokenizer" / folders.WORDS).write_text(words + "\n", encoding="utf-8")
     purpose = (
         "Latent diffusion model of the kit's faces at 64 px from captions of its grammar; it has "
         "never seen pink hair."
     )
     limits = (
-        "it knows the words of the kit's captions and drawn, frontal faces, nothing else. Its "
+        "it knows the words of the kit's captions (`tokenizer/words.json`; others are refused) "
+        "and drawn, frontal faces, nothing else. Its "
         "Fréchet distance stays above that of rendered faces (notebook 00)."
     )
     write_card(folder, "avatars-sd", purpose, limits, metrics)
