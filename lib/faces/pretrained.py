@@ -43,7 +43,7 @@ def clip_score(images: Tensor, texts: str | list[str], *, model: str | Path) -> 
     texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
     if len(texts) != len(images):
         raise ValueError(f"{len(texts)} texts for {len(images)} images: give one, or one for each")
-    network, tokenizer = _clip(str(model))
+    network, tokenizer = clip(str(model))
     pixels = clip_pixels(images, network.config.vision_config.image_size)
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
@@ -179,7 +179,8 @@ def _torchmetrics(module: str) -> ModuleType:
 
 
 @lru_cache(maxsize=1)
-def _clip(folder: str) -> tuple[nn.Module, Any]:
+def clip(folder: str) -> tuple[nn.Module, Any]:
+    """A published `CLIPModel` (float32, frozen) and its tokenizer; raises ValueError without."""
     from transformers import CLIPModel, CLIPTokenizer
 
     try:

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lib.diffusion import images
 from lib.training import ddpm, scorers, sd
 from lib.training.task import BUILD, MODELS, Task
 
@@ -285,7 +286,7 @@ def _finish(task: Task, run: _Run, models: Path, start: Path | None) -> dict:
     average = run.average.to("cpu", memory_format=torch.contiguous_format)
     metrics = _history(task, run, start) | task.evaluate(average)
     if task.samples is not None:
-        _draw_samples(run.folder, task.samples(average))
+        images.save(task.samples(average).clamp(-1, 1), run.folder / "samples.png")
     with _replaced(models / task.name) as folder:
         task.save(average, folder, metrics)
         _save_snapshots(task, run, start, folder)
@@ -349,18 +350,6 @@ def _draw_losses(folder: Path, losses: list[float], name: str) -> None:
     smooth = torch.tensor(losses).unfold(0, width, 1).mean(1)
     axes.plot(range(width - 1, len(losses)), smooth)
     figure.savefig(folder / "loss.png", dpi=100)
-
-
-def _draw_samples(folder: Path, images: Tensor) -> None:
-    """A square sheet of images in [−1, 1]."""
-    from PIL import Image
-
-    side = max(1, int(len(images) ** 0.5))
-    rows = images[: side * side].unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1)
-    sheet = ((rows.flatten(1, 2).clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    temporary = folder / "samples.partial.png"
-    Image.fromarray(sheet.numpy()).save(temporary)
-    os.replace(temporary, folder / "samples.png")
 
 
 def tasks() -> dict[str, Callable[[], Task]]:
