@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from lib.kit import environment, sources
 
@@ -36,9 +37,55 @@ def test_the_lock_holds_every_declared_version():
 
 def test_the_conda_file_holds_the_same_direct_pins_and_python():
     *plain, pip = CONDA["dependencies"]
-    assert plain == ["python=3.11", "pip"]
+    assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert environment.pins("\n".join(pip["pip"])) == DECLARED
-    assert PROJECT["requires-python"] == "==3.11.*"
+
+
+RELEASES = [f"3.{minor}.{micro}" for minor in range(11, 15) for micro in range(30)]
+
+
+def test_every_file_that_names_the_range_of_pythons_names_the_same():
+    (oldest, newest) = environment.OLDEST, environment.NEWEST
+    assert RELEASES[0] == f"{oldest[0]}.{oldest[1]}.0" and RELEASES[-1].startswith("3.14.")
+    declared = SpecifierSet(PROJECT["requires-python"])
+    assert all(declared.contains(release) for release in RELEASES)
+    assert not declared.contains("3.10.20") and not declared.contains("3.15.0")
+    tried = re.search(r"^PYTHONS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    named = {f"python3.{minor}" for minor in range(oldest[1], newest[1] + 1)}
+    assert set(tried.split()) == named | {"python3", "python"}
+    for text in (LOCK, (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()):
+        assert "3.11 to 3.14" in text
+
+
+@pytest.mark.parametrize("name", sorted(environment.pins(LOCK)))
+def test_every_locked_package_admits_every_release_of_the_range(name):
+    try:
+        declared = importlib.metadata.metadata(name)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        pytest.fail(f"{name} is not installed: make setup")
+    refused = [r for r in RELEASES if not SpecifierSet(declared or "").contains(r)]
+    assert not refused, f"{name} wants {declared}: lock a version that admits {refused}"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ((3, 10, 13), "expected 3.11 to 3.14"),
+        ((3, 11, 0), ""),
+        ((3, 14, 7), ""),
+        ((3, 15, 0), "expected 3.11 to 3.14"),
+    ],
+)
+def test_a_python_outside_the_range_is_told_the_range(monkeypatch, version, said):
+    monkeypatch.setattr(environment.sys, "version_info", version)
+    assert said in environment.why_unfit() and bool(said) == bool(environment.why_unfit())
+    assert (environment.wrong_version() in environment.problems()) == bool(said)
+
+
+def test_a_python_without_venv_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    assert "python3-venv" in environment.why_unfit()
+    assert environment.problems() == []  # an environment that is there needs no venv
 
 
 def test_the_lock_is_transitive_and_fits_every_machine():
