@@ -98,6 +98,9 @@ pytest-first:
 pytest-second:
 	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
 
+wheels: ready ## ask the package index whether every Python of the range can be set up
+	"$(PYTHON)" -m pytest -rs tests/wheels.py
+
 refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
 	$(PIPELINE) refresh
 	$(PIPELINE) scorecard --readme
