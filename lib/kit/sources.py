@@ -59,7 +59,7 @@ def _scan(path: Path, package: str, _changed: tuple[int, int]) -> tuple[str, fro
 
 
 def _written(node: object) -> object:
-    """Syntax tree as nested tuples, the same in every Python: fields left empty differ by version."""
+    """Syntax tree as nested tuples: without empty fields it is the same in every Python."""
     if isinstance(node, ast.AST):
         fields = ((name, _written(value)) for name, value in ast.iter_fields(node))
         return type(node).__name__, *(
