@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import lib
 from lib.kit import environment, sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +110,41 @@ def test_a_wrong_version_is_noticed(monkeypatch):
     found = environment.problems()
     assert f"numpy is 1.0, expected {DECLARED['numpy']}" in found
     assert f"torch is absent, expected {DECLARED['torch']}" in found
+
+
+@pytest.fixture
+def nowhere_to_write(monkeypatch, tmp_path):
+    """Checkout and home cannot be written to, a folder for temporary files can."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(lib.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(lib.tempfile, "gettempdir", lambda: str(tmp_path))
+    yield tmp_path / f"numba-{os.getuid()}"
+    os.environ.pop("NUMBA_CACHE_DIR", None)
+
+
+def test_a_read_only_checkout_without_home_compiles_in_a_folder_of_the_users_own(nowhere_to_write):
+    lib._find_a_place_for_compiled_code()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(nowhere_to_write)
+    assert nowhere_to_write.stat().st_mode & 0o777 == 0o700
+
+
+def test_code_that_another_user_may_have_planted_is_not_run(nowhere_to_write, monkeypatch):
+    nowhere_to_write.mkdir()
+    owner = os.getuid()
+    monkeypatch.setattr(lib.os, "getuid", lambda: owner + 1)
+    nowhere_to_write.rename(nowhere_to_write.with_name(f"numba-{owner + 1}"))
+    lib._find_a_place_for_compiled_code()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_a_place_that_numba_has_stays(nowhere_to_write, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "mine")
+    lib._find_a_place_for_compiled_code()
+    assert os.environ["NUMBA_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setattr(lib.os, "access", lambda path, mode: "physics" in str(path))
+    lib._find_a_place_for_compiled_code()
+    assert "NUMBA_CACHE_DIR" not in os.environ and not nowhere_to_write.exists()
 
 
 def test_torchvision_is_absent_or_fits_torch():

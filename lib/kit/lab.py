@@ -92,11 +92,10 @@ def command(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Bring the copies up to date, say what was kept, and become JupyterLab."""
-    kept = refresh()
-    print(
-        "working copies in build/lab/", f"kept as you changed them: {', '.join(kept)}" * bool(kept)
-    )
-    sys.stdout.flush()
+    kept = ", ".join(refresh())
+    print("working copies of the notebooks are in build/lab/", flush=True)
+    if kept:
+        print(f"kept as you changed them: {kept} (delete a copy to get it anew)", flush=True)
     os.execv(sys.executable, command(arguments))
 
 
