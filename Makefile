@@ -118,6 +118,9 @@ bench: ready ## every speed claim against its baseline, in one run
 lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-browser --port 9999"
 	"$(PYTHON)" -m lib.kit.lab $(ARGS)
 
+html: ready ## a page of each notebook in build/html/, every figure with its alternative text
+	"$(PYTHON)" -m lib.kit.html_pages
+
 scorecard: ready ## print the scorecard
 	@$(PIPELINE) scorecard
 

@@ -28,10 +28,10 @@ def refresh() -> list[str]:
     ledger = folder / ".written.json"
     written = json.loads(ledger.read_text()) if ledger.is_file() else {}
     kept = []
-    for source in _notebooks():
+    for source in notebooks():
         name = source.relative_to(session.root() / "notebooks").as_posix()
         copy, known = folder / name, written.get(name, {})
-        text, now = _text_at(copy, source), copy.read_text() if copy.is_file() else ""
+        text, now = text_at(copy, source), copy.read_text() if copy.is_file() else ""
         untouched = not now or sources.sha256(now) == known.get("file")
         if untouched or _cells(now) == known.get("cells") != _cells(text):
             session.write_atomically(copy, text)
@@ -42,7 +42,8 @@ def refresh() -> list[str]:
     return kept
 
 
-def _notebooks() -> list[Path]:
+def notebooks() -> list[Path]:
+    """Return the lessons and the evidence; a copy left beside them is neither."""
     folder = session.root() / "notebooks"
     found = sorted([*folder.glob("*.ipynb"), *folder.glob("evidence/*.ipynb")])
     return [path for path in found if NAME.fullmatch(path.relative_to(folder).as_posix())]
@@ -57,8 +58,8 @@ def _cells(text: str) -> str:
     return sources.sha256(*(part for cell in cells for part in cell))
 
 
-def _text_at(copy: Path, source: Path) -> str:
-    """Text of a notebook whose relative links still lead where they led."""
+def text_at(copy: Path, source: Path) -> str:
+    """Return the text of a notebook whose relative links lead from `copy` where they led."""
     book = nbformat.read(source, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "markdown":

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from conftest import write_notebook
 
-from lib.kit import lab, session
+from lib.kit import html_pages, lab, session
 
 
 def copy_of(root, name="01_ising"):
@@ -115,3 +115,10 @@ def test_the_server_starts_at_the_root_and_takes_more_arguments(root, monkeypatc
     assert command[-3:] == ["--no-browser", "--port", "9999"]
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "--allow-root" in lab.command([])
+
+
+def test_pages_of_html_lie_where_their_links_lead(root):
+    write_notebook(root, "# A title\n\n![t](../../figures/b.png)", name="evidence/01_ising")
+    (path,) = html_pages.write()
+    assert path == root / "build" / "html" / "evidence" / "01_ising.html"
+    assert 'src="../../../figures/b.png"' in path.read_text()
