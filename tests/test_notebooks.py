@@ -12,7 +12,7 @@ from PIL import Image
 from lib.kit import pipeline, results, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(stamps.notebooks().values())
 MODELS = sorted(folder.name for folder in (ROOT / "models").iterdir() if folder.is_dir())
 FIGURES = sorted((ROOT / "figures").rglob("*.png"))
 HEADER = ("goals", "prerequisites", "time", "memory", "figures", "paper")
@@ -119,6 +119,27 @@ def test_outputs_name_no_machine(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").rglob("*.md")), ids=str)
 def test_pages_of_printed_tables_name_no_machine(path):
     assert path.name == "printed.md" and not MACHINE.search(path.read_text())
+
+
+@each_notebook
+def test_a_slider_shows_one_figure_and_no_name_of_a_function(path):
+    cells = [ast.parse(cell.source) for cell in code_cells(path)]
+    functions = {f.name: f for tree in cells for f in ast.walk(tree) if is_function(f)}
+    for tree in cells:
+        sliders = [node for node in ast.walk(tree) if is_interact(node)]
+        for drawn in (functions[slider.args[0].id] for slider in sliders):
+            assert "plt.close(" in ast.unparse(drawn), f"{drawn.name} leaves its figure open"
+        last = tree.body[-1] if tree.body else None
+        assert not (isinstance(last, ast.Expr) and last.value in sliders), "its value is printed"
+
+
+def is_function(node):
+    return isinstance(node, ast.FunctionDef)
+
+
+def is_interact(node):
+    named = getattr(node, "func", None)
+    return getattr(named, "id", getattr(named, "attr", "")) == "interact"
 
 
 @each_notebook

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lib.kit import readme
+from lib.kit import readme, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(stamps.notebooks().values())
 
 
 def test_every_link_leads_to_a_file_or_a_heading():
@@ -29,7 +29,7 @@ def headings_of(text):
 def test_every_command_is_a_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    targets |= {path.stem for path in NOTEBOOKS}
+    targets |= {name for path in NOTEBOOKS for name in (path.stem, str(int(path.stem[:2])))}
     named = set(re.findall(r"(?:`|^)make ([a-z0-9_]+)", README, re.MULTILINE))
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.kit import results
+from lib.kit import results, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("draft", ROOT / "tests" / "expected" / "draft.py")
@@ -57,7 +57,7 @@ def test_measured_numbers_are_the_expected_ones(case, claim, rule):
     assert agrees(row, rule), f"{row['measured']} ({row['verdict']}) against {rule}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", list(stamps.notebooks().values()), ids=lambda path: path.stem)
 def test_every_notebook_has_expected_numbers_for_what_is_committed(path):
     names = {expected.name for expected in EXPECTED}
     assert f"{path.stem}.quick.json" in names

@@ -55,7 +55,17 @@ def lib_names(names: Iterable[str]) -> set[str]:
 def _scan(path: Path, package: str, _changed: tuple[int, int]) -> tuple[str, frozenset[str]]:
     """Digest of a file's syntax tree, and the `lib` names it imports."""
     tree = ast.parse(path.read_text())
-    return sha256(ast.dump(tree)), frozenset(lib_imports(tree, package))
+    return sha256(repr(_written(tree))), frozenset(lib_imports(tree, package))
+
+
+def _written(node: object) -> object:
+    """Syntax tree as nested tuples: without empty fields it is the same in every Python."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _written(value)) for name, value in ast.iter_fields(node))
+        return type(node).__name__, *(
+            (name, value) for name, value in fields if value not in (None, ())
+        )
+    return tuple(map(_written, node)) if isinstance(node, list) else node
 
 
 def scan(path: Path, package: str = "") -> tuple[str, frozenset[str]]:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from lib.kit import session, sources
 
 
 def notebooks() -> dict[str, Path]:
-    """Return {name: path} of the numbered notebooks, in order."""
+    """Return {name: path} of the numbered notebooks, in order; copies beside them are none."""
     found = sorted((session.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    return {path.stem: path for path in found}
+    return {path.stem: path for path in found if re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)}
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:

@@ -1,10 +1,13 @@
 """Digests follow the code that is used, and nothing else."""
 
 import ast
+import itertools
 
 import pytest
 
 from lib.kit import sources
+
+CONSTANTS = ["None", "0", "0.0", "False", "''", "b''", "()", "[]", "{}", "..."]
 
 
 @pytest.fixture
@@ -31,6 +34,22 @@ def test_comments_formatting_and_unrelated_modules_do_not(used, copied_lib):
     deeper.write_text("# a comment\n" + deeper.read_text().replace("2 * x", "2*x"))
     (copied_lib / "unrelated.py").write_text("def h(x):\n    return -x\n")
     assert used() == before
+
+
+def test_a_digest_is_the_same_in_every_python(tmp_path):
+    file = tmp_path / "code.py"
+    file.write_text("def f(x, *, y=0):\n    return [x, (y := 2.5), f'{x}!', None, ...][1:]\n")
+    assert sources.scan(file)[0][:16] == "af422aaa0b4f6dfc"
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(CONSTANTS, 2)))
+def test_constants_that_are_nothing_are_not_the_same_nothing(tmp_path, one, other):
+    digests = set()
+    for index, constant in enumerate((one, other)):
+        file = tmp_path / f"{index}.py"
+        file.write_text(f"x = {constant}\n")
+        digests.add(sources.scan(file)[0])
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,10 @@ def test_missing_weights_are_named(finished):
     (finished / "models" / "tiny" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights at 'tiny'"):
         reason()
+
+
+@pytest.mark.parametrize("copy", ["01_ising-Copy1", "01_ising (1)", "01_Ising", "Untitled"])
+def test_a_copy_beside_a_notebook_is_none(root, copy):
+    for name in ("01_ising", copy):
+        write_notebook(root, name=name)
+    assert list(stamps.notebooks()) == ["01_ising"]
