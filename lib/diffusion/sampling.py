@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from lib.diffusion.models import Generator, out_of_memory, unit_normal
+from lib.diffusion.models import Generator, out_of_memory, real_numbers, unit_normal
 
 Predict = Callable[..., Tensor | tuple[Tensor, Tensor]]
 Step = Callable[[Tensor, int, int, Tensor], Tensor]
@@ -285,7 +285,7 @@ def rows_per_call(generator: Generator, batch: int | None) -> int:
 
 
 def _latents(generator: Generator, latents: Tensor, *, finite: bool) -> Tensor:
-    x = torch.as_tensor(latents).to(generator.device, generator.dtype)
+    x = real_numbers(latents, "latents").to(generator.device, generator.dtype)
     expected = generator.latent_shape
     if x.ndim != 4 or len(x) == 0 or tuple(x.shape[1:]) != expected:
         raise ValueError(
@@ -301,6 +301,8 @@ def _per_row(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], ob
     """The prompts of a slice of rows."""
     if prompt is None or isinstance(prompt, str):
         return lambda rows: prompt
+    if not isinstance(prompt, Sequence) or not all(isinstance(p, str) for p in prompt):
+        raise ValueError(f"prompt = {prompt!r}: give a text, one for each sample, or None")
     if len(prompt) != n:
         raise ValueError(f"{len(prompt)} prompts for {n} samples; give one prompt, or {n}")
     return lambda rows: list(prompt[rows])

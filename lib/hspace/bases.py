@@ -68,7 +68,13 @@ class Basis(NamedTuple):
 
 
 def jacobian_directions(
-    generator: Generator, x: Tensor, t: int, *, k: int = 3, mask: Tensor | None = None, **solver
+    generator: Generator,
+    x: Tensor,
+    t: int,
+    *,
+    k: int = 3,
+    mask: Tensor | None = None,
+    **solver: object,
 ) -> Basis:
     """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
 
@@ -85,7 +91,9 @@ def jacobian_directions(
     return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
 
 
-def pullback_basis(generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver) -> Basis:
+def pullback_basis(
+    generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver: object
+) -> Basis:
     """Directions of x that change h most: singular vectors of dh / dx_t (Park et al.).
 
     x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). Options and errors as in

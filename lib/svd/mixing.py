@@ -5,21 +5,21 @@
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
-import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, in_batches, time_grid, update
+from lib.diffusion.sampling import ddim, in_batches, nearest, time_grid, update
 from lib.svd.atoms import as_latents
 from lib.svd.avi import Bases, atom_pair
 
 
 def match_noise(
     generator: Generator,
-    z,
+    z: ArrayLike,
     t_from: int,
     t_to: int,
     *,
@@ -51,7 +51,7 @@ def match_noise(
 
 def latent_pair(
     generator: Generator,
-    noise,
+    noise: Tensor,
     source: str | Sequence[str] | None,
     target: str | Sequence[str],
     *,
@@ -64,10 +64,10 @@ def latent_pair(
 
     Both at the grid time nearest to training time `stop`; with `shift`, z is taken that many
     sampler steps earlier on the way, where it is noisier (negative: cleaner), and matched in noise.
-    Raises ValueError for a model without text, or a shift that leaves the grid.
+    Raises ValueError for a model without text, or a `stop` or a shift that leaves the grid.
     """
     grid = time_grid(steps, len(generator.alphas))
-    i = int(np.abs(np.array(grid) - stop).argmin())
+    i = nearest(grid, stop, "stop")
     if not 0 <= i + shift < len(grid):
         raise ValueError(f"shift = {shift} leaves the grid: use {-i} ... {len(grid) - 1 - i}")
     own = {"steps": steps, "guidance": guidance}
@@ -79,7 +79,9 @@ def latent_pair(
     return x, z
 
 
-def integrate_full_core(x, z, *, k: int, omega: float = 0.5, keep_tail: bool = True) -> Tensor:
+def integrate_full_core(
+    x: ArrayLike, z: ArrayLike, *, k: int, omega: float = 0.5, keep_tail: bool = True
+) -> Tensor:
     """The same with any 2k x 2k core in place of a diagonal, (..., h, w); a baseline.
 
     y = P_Ũ ((1 - ω) x + ω z - tail) P_Ṽ + tail with the projectors P on the columns of Ũ and Ṽ, the
@@ -91,25 +93,40 @@ def integrate_full_core(x, z, *, k: int, omega: float = 0.5, keep_tail: bool = T
     return y.to(as_latents(x).dtype)
 
 
-def interpolate(x, z, weight: float, *, path: str = "linear") -> Tensor:
+def interpolate(x: ArrayLike, z: ArrayLike, weight: float, *, path: str = "linear") -> Tensor:
     """Latents between x and z, (n, ...), at `weight` from 0 (x) to 1 (z), the plain baselines.
 
     "linear": (1 - w) x + w z; "rescaled": that, stretched per sample to the norm (1 - w) ‖x‖ +
     w ‖z‖; "spherical": (sin((1 - w) θ) x + sin(w θ) z) / sin θ with θ the angle of x and z per
-    sample, not defined for opposite ones. Raises ValueError for another path or unequal shapes.
+    sample. Raises ValueError for another path, unequal shapes, a weight that is not finite, and
+    where a path is not defined: "rescaled" if x and z cancel, "spherical" between opposite latents
+    or with one that is zero.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
-    if x.shape != z.shape or path not in ("linear", "rescaled", "spherical"):
+    if (
+        x.shape != z.shape
+        or path not in ("linear", "rescaled", "spherical")
+        or not isfinite(weight)
+    ):
         raise ValueError(
-            f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}: give equal shapes and "
-            "'linear', 'rescaled' or 'spherical'"
+            f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}, weight {weight}: give "
+            "equal shapes, 'linear', 'rescaled' or 'spherical', and a finite weight"
         )
     a, b = x.double().flatten(1), z.double().flatten(1)
-    y, norms = torch.lerp(a, b, weight), [part.norm(dim=1, keepdim=True) for part in (a, b)]
+    y = torch.lerp(a, b, weight)
+    if path == "linear":
+        return y.reshape(x.shape).to(x.dtype)
+    norms = [part.norm(dim=1, keepdim=True) for part in (a, b)]
+    u, v = a / norms[0], b / norms[1]
+    left = (u + v if path == "spherical" else y / sum(norms)).norm(dim=1, keepdim=True)
+    if not bool((left > 1e-7).all()):  # of a zero latent, NaN
+        raise ValueError(
+            f"{path!r} at weight {weight} has no direction: a latent is zero, or two are opposite; "
+            "use 'linear'"
+        )
     if path == "rescaled":
         y = y * torch.lerp(*norms, weight) / y.norm(dim=1, keepdim=True)
-    if path == "spherical":
-        u, v = a / norms[0], b / norms[1]
+    else:
         angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))[:, None]
         curved = (((1 - weight) * angle).sin() * a + (weight * angle).sin() * b) / angle.sin()
         y = torch.where(angle > 1e-6, curved, y)
@@ -124,7 +141,7 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def principal_bases(latents) -> Bases:
+def principal_bases(latents: ArrayLike) -> Bases:
     """Two-sided principal axes of many latents (..., h, w): bases (h, h) and (w, w), a choice.
 
     Eigenvectors of the mean of X Xᵀ and of Xᵀ X, largest first, float64.
