@@ -34,6 +34,20 @@ def unit_normal(shape: Sequence[int], *key: int) -> Tensor:
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
 
 
+def real_numbers(values: object, name: str) -> Tensor:
+    """The values as a tensor; raises ValueError, which calls them `name`, unless they are real."""
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = error
+    if isinstance(found, Exception) or found.is_complex():
+        raise ValueError(
+            f"{name}: a {type(values).__name__} of these values is no tensor of real numbers; give "
+            "one of shape (n, c, h, w), an array or lists (a picture: its pixels, channels first)"
+        )
+    return found
+
+
 class Generator:
     """A diffusion model as the samplers see it: noise in, predicted noise out.
 
@@ -177,11 +191,11 @@ class Generator:
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images on the model's device and in its type; raises ValueError as `encode` does."""
-        images = torch.as_tensor(images).to(self.device, self.dtype)
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+        images = real_numbers(images, "images").to(self.device, self.dtype)
+        if images.ndim != 4 or len(images) == 0 or tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; {self.source or 'this model'} takes "
-                f"(n, {', '.join(map(str, self.image_shape))}): resize them first"
+                f"(n, {', '.join(map(str, self.image_shape))}) with n >= 1: resize them first"
             )
         if not bool(images.isfinite().all()) or float(images.detach().abs().max()) > IMAGE_LIMIT:
             raise ValueError(

@@ -1,5 +1,7 @@
 """Laws of mixing two latents, and of making them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,21 @@ def test_the_coarse_pattern_leads_the_atoms_only_below_its_crossing_time(mixture
         x = sampling.ddim(mixture, noise, steps=50, stop=time, prompt="left")
         index, _ = svd.aligned_atom(x, mixture.coarse)
         assert low <= float(index.double().median()) <= high
+
+
+def test_paths_without_a_direction_are_refused():
+    x, z = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1)
+    opposite = torch.cat([z[:2], -x[2:]])  # one sample among others
+    for path, weight, other in (
+        ("rescaled", 0.5, opposite),
+        ("rescaled", 1.0, 0 * x),
+        ("spherical", 0.5, opposite),
+        ("spherical", 0.3, 0 * x),
+    ):
+        with pytest.raises(ValueError, match="opposite"):
+            svd.interpolate(x, other, weight, path=path)
+        assert bool(svd.interpolate(x, other, weight).isfinite().all())
+    assert torch.allclose(svd.interpolate(x, -x, 0.25, path="rescaled"), x)
+    for weight in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite weight"):
+            svd.interpolate(x, z, weight)
