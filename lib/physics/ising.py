@@ -6,18 +6,23 @@ entry, sweep, site), so a configuration depends neither on the batch it is drawn
 number of threads, nor on the device.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.physics import ising_loops, ising_tensor
 from lib.physics.ising_exact import (
     CRITICAL_BETA,
+    Floats,
+    Integers,
     check_count,
     check_parameters,
     cylinder_cumulants,
     cylinder_free_energy,
-    free_energy,
     log_partition,
     zero_field_curvature,
 )
@@ -27,7 +32,7 @@ from lib.physics.ising_onsager import (
     onsager_free_energy,
     onsager_magnetization,
 )
-from lib.physics.streams import GOLDEN, mix
+from lib.physics.streams import GOLDEN, Words, mix
 
 __all__ = [
     "CRITICAL_BETA",
@@ -35,7 +40,6 @@ __all__ = [
     "cylinder_cumulants",
     "cylinder_free_energy",
     "equilibrium_sweeps",
-    "free_energy",
     "kaufman_log_partition",
     "log_partition",
     "metropolis",
@@ -52,8 +56,20 @@ __all__ = [
 UPDATES_PER_BLOCK = 2**26  # spin updates between two steps of the progress bar, about a second
 SITES_PER_BLOCK = 2**22  # sites held at once by the tensor code, about a gigabyte
 
+Spins = NDArray[np.int8]
 
-def sample(beta, field, size, *, sweeps=None, seed=0, device="cpu", start="hot", first=0):
+
+def sample(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    *,
+    sweeps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    start: str = "hot",
+    first: int = 0,
+) -> Spins:
     """Draw one equilibrium configuration per (beta, field) entry by Swendsen-Wang updates.
 
     Weight exp(beta sum s s' + field sum s). One sweep: equal neighbours are bonded with
@@ -110,7 +126,16 @@ def equilibrium_sweeps(size: int) -> int:
     return int(np.ceil(13 * check_count("size", size, 3) ** (1 / 3)))
 
 
-def trajectory(beta, field, size, sweeps, *, start="hot", seed=0, move="cluster"):
+def trajectory(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    *,
+    start: str = "hot",
+    seed: int = 0,
+    move: str = "cluster",
+) -> tuple[Floats, Floats]:
     """Record energy and magnetisation per site after every sweep.
 
     energy = -sum s s' / N and magnetisation = sum s / N, N = size^2.
@@ -131,7 +156,15 @@ def trajectory(beta, field, size, sweeps, *, start="hot", seed=0, move="cluster"
     return -bonds / size**2, totals / size**2
 
 
-def metropolis(beta, field, size, sweeps, *, start="hot", seed=0):
+def metropolis(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    *,
+    start: str = "hot",
+    seed: int = 0,
+) -> Spins:
     """Run single-spin Metropolis sweeps: the baseline, not known to be in equilibrium.
 
     Sites in order; a flip is accepted with probability min(1, exp(-2 s (beta sum s' + field))).
@@ -153,7 +186,7 @@ def metropolis(beta, field, size, sweeps, *, start="hot", seed=0):
     return _evolve(beta, field, size, sweeps, start, seed, "metropolis")[0]
 
 
-def observables(samples) -> np.ndarray:
+def observables(samples: ArrayLike) -> Integers:
     """Sufficient statistics (sum s s', sum s) of each configuration.
 
     Args:
@@ -169,7 +202,7 @@ def observables(samples) -> np.ndarray:
     return np.stack([(spins * neighbours).sum((1, 2)), spins.sum((1, 2))], axis=1)
 
 
-def natural(t):
+def natural(t: ArrayLike | Tensor) -> Tensor:
     """Map (T, H) to the natural parameters (1/T, H/T).
 
     Args:
@@ -182,7 +215,7 @@ def natural(t):
     return torch.stack([1 / temperature, field / temperature], dim=-1)
 
 
-def autocorrelation_time(series, window: float = 6.0) -> np.ndarray:
+def autocorrelation_time(series: ArrayLike, window: float = 6.0) -> Floats:
     """Integrated autocorrelation time of each row, in steps.
 
     tau = 1/2 + sum_{t=1}^{W} rho(t), with the smallest W >= window tau; the error of the row's
@@ -214,7 +247,7 @@ def autocorrelation_time(series, window: float = 6.0) -> np.ndarray:
     return np.maximum(np.take_along_axis(tau, stop[..., None], axis=-1)[..., 0], 0.5)
 
 
-def _entries(beta, field) -> tuple[np.ndarray, np.ndarray]:
+def _entries(beta: ArrayLike, field: ArrayLike) -> tuple[Floats, Floats]:
     """One (beta, field) pair per configuration."""
     beta, field = check_parameters(beta, field)
     if beta.ndim > 1:
@@ -222,18 +255,28 @@ def _entries(beta, field) -> tuple[np.ndarray, np.ndarray]:
     return beta.reshape(-1).copy(), field.reshape(-1).copy()
 
 
-def _choice(name, value, allowed) -> int:
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> int:
     """Position of value among the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed is one of {', '.join(allowed)}")
     return allowed.index(value)
 
 
-def _is_hot(start) -> bool:
+def _is_hot(start: str) -> bool:
     return _choice("start", start, ("cold", "hot")) == 1
 
 
-def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False):
+def _evolve(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    start: str,
+    seed: int,
+    move: str,
+    first: int = 0,
+    record: bool = False,
+) -> tuple[Spins, Integers, Integers]:
     """Compiled run of all entries: (spins, sum s s', sum s), the sums for every sweep or none."""
     beta, field = _entries(beta, field)
     size, sweeps = check_count("size", size, 3), check_count("sweeps", sweeps, 1)
@@ -248,7 +291,16 @@ def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False)
     return spins, bonds, totals
 
 
-def _evolve_tensor(beta, field, size, sweeps, start, seed, first, device) -> np.ndarray:
+def _evolve_tensor(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    start: str,
+    seed: int,
+    first: int,
+    device: str | torch.device,
+) -> Spins:
     """Cluster run of all entries on a torch device: spins."""
     beta, field = _entries(beta, field)
     size, sweeps = check_count("size", size, 3), check_count("sweeps", sweeps, 1)
@@ -262,7 +314,7 @@ def _evolve_tensor(beta, field, size, sweeps, start, seed, first, device) -> np.
     return spins
 
 
-def _blocks(count, block):
+def _blocks(count: int, block: int) -> Iterator[slice]:
     """Consecutive slices, with a progress bar when there is more than one."""
     starts = range(0, count, block)
     hidden = None if len(starts) > 1 else True
@@ -270,12 +322,12 @@ def _blocks(count, block):
         yield slice(start, start + block)
 
 
-def _chances(strength) -> np.ndarray:
+def _chances(strength: Floats) -> Words:
     """1 - exp(-2 strength) as a threshold for 32 random bits; 2^32 means always."""
     return np.round(-np.expm1(-2 * strength) * 2.0**32).astype(np.uint64)
 
 
-def _keys(seed, first, count) -> np.ndarray:
+def _keys(seed: int, first: int, count: int) -> Words:
     """Well-separated 64-bit keys, one per entry."""
     first, seed = check_count("first", first, 0), check_count("seed", seed, 0)
     index = np.arange(first + 1, first + 1 + count, dtype=np.uint64)

@@ -5,15 +5,20 @@ lattice is periodic, every bond counts once.
 """
 
 import operator
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 CRITICAL_BETA = float(np.log1p(np.sqrt(2.0)) / 2)
 LARGEST_TRANSFER = 12
 
 
-def check_parameters(beta, field=0.0) -> tuple[np.ndarray, np.ndarray]:
+def check_parameters(beta: ArrayLike, field: ArrayLike = 0.0) -> tuple[Floats, Floats]:
     """Return beta and field as float64 arrays of one shape; ValueError for what is not allowed."""
     beta, field = np.asarray(beta, dtype=np.float64), np.asarray(field, dtype=np.float64)
     if not np.all(np.isfinite(beta) & (beta >= 0)):
@@ -32,7 +37,7 @@ def check_parameters(beta, field=0.0) -> tuple[np.ndarray, np.ndarray]:
     return beta, field
 
 
-def check_count(name: str, value, least: int, most: int | None = None) -> int:
+def check_count(name: str, value: int, least: int, most: int | None = None) -> int:
     """Return value as an int in [least, most]; ValueError otherwise."""
     allowed = f"a whole number >= {least}" if most is None else f"a whole number {least} to {most}"
     try:
@@ -44,7 +49,7 @@ def check_count(name: str, value, least: int, most: int | None = None) -> int:
     return count
 
 
-def log_partition(beta, field, size: int) -> np.ndarray:
+def log_partition(beta: ArrayLike, field: ArrayLike, size: int) -> Floats:
     """Exact log Z of the size x size torus, by the transfer matrix in momentum sectors.
 
     Z = Tr T^size = sum_k Tr T_k^size, with T(a, b) = exp((V(a) + V(b))/2 + beta sum_i a_i b_i) and
@@ -72,7 +77,7 @@ def log_partition(beta, field, size: int) -> np.ndarray:
     return _in_blocks(_log_trace, beta, field, size, points)
 
 
-def cylinder_free_energy(beta, field, width: int) -> np.ndarray:
+def cylinder_free_energy(beta: ArrayLike, field: ArrayLike, width: int) -> Floats:
     """-log Z / N of the infinitely long cylinder: -log(largest transfer eigenvalue) / width.
 
     The leading eigenvector is positive, hence unchanged by translations and reflections of the
@@ -96,7 +101,9 @@ def cylinder_free_energy(beta, field, width: int) -> np.ndarray:
     return -_in_blocks(_log_top, beta, field, width, 16) / width
 
 
-def cylinder_cumulants(beta, field, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cylinder_cumulants(
+    beta: ArrayLike, field: ArrayLike, width: int
+) -> tuple[Floats, Floats, Floats]:
     """log Z / N of the infinite cylinder with its first and second derivatives in (beta, field).
 
     Of the largest eigenvalue λ of T with unit vector v: λ_a = vᵀT_a v and
@@ -123,24 +130,28 @@ def cylinder_cumulants(beta, field, width: int) -> tuple[np.ndarray, np.ndarray,
     )
 
 
-def free_energy(temperature, field, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """F = −T log Z / N per site and its gradient (∂F/∂T, ∂F/∂H) on the infinite cylinder.
+def levels(size: int = 4) -> tuple[Integers, Integers]:
+    """Distinct (sum s s', sum s) of the size x size torus, and how many states share each.
 
-    temperature T > 0, field H (physical, h = H/T), units of the coupling; broadcast to shape (...).
-    With ψ = log Z / N: ∂F/∂T = −ψ + (ψ_β + H ψ_h) / T and ∂F/∂H = −ψ_h.
-    Returns F of shape (...) and the gradient of shape (..., 2). Errors as `cylinder_free_energy`.
+    log Z(beta, field) = log Σ_k count_k exp(beta E_k + field M_k), by enumeration.
+
+    Args:
+        size: 3 or 4 (512 or 65,536 states).
+
+    Returns:
+        int64 (k, 2) and int64 (k,).
+
+    Raises:
+        ValueError: another size.
     """
-    temperature, field = np.broadcast_arrays(
-        np.asarray(temperature, float), np.asarray(field, float)
-    )
-    if not (temperature > 1e-3).all():
-        raise ValueError(f"temperature is {temperature.min()}; it must exceed 1e-3")
-    psi, mean, _ = cylinder_cumulants(1 / temperature, field / temperature, width)
-    in_temperature = -psi + (mean[..., 0] + field * mean[..., 1]) / temperature
-    return -temperature * psi, np.stack([in_temperature, -mean[..., 1]], -1)
+    sites = check_count("size", size, 3, 4) ** 2
+    spins = 1 - 2 * ((np.arange(2**sites)[:, None] >> np.arange(sites)) & 1)
+    lattices = spins.reshape(-1, size, size)
+    bonds = (lattices * (np.roll(lattices, 1, 1) + np.roll(lattices, 1, 2))).sum((1, 2))
+    return np.unique(np.stack([bonds, spins.sum(1)], 1), axis=0, return_counts=True)
 
 
-def zero_field_curvature(beta, size: int) -> np.ndarray:
+def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
     """Scalar curvature of the Fisher metric per site at zero field, exact torus, shape of beta.
 
     With ψ = log Z / N even in h, the Hessian metric in (β, h) has, at h = 0,
@@ -162,7 +173,13 @@ def zero_field_curvature(beta, size: int) -> np.ndarray:
     return bhh * (b2 * bhh - psi_hh[1] * b3) / (2 * b2**2 * psi_hh[1] ** 2)
 
 
-def _in_blocks(function, beta, field, size, points):
+def _in_blocks(
+    function: Callable[[Floats, Floats, int], Floats],
+    beta: Floats,
+    field: Floats,
+    size: int,
+    points: int,
+) -> Floats:
     """Apply function(beta, field, size) to flat blocks of points and restore the shape."""
     flat_beta, flat_field = beta.ravel(), field.ravel()
     result = np.empty(flat_beta.size)
@@ -173,7 +190,7 @@ def _in_blocks(function, beta, field, size, points):
 
 
 @lru_cache
-def _orbits(width: int, reflect: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _orbits(width: int, reflect: bool) -> tuple[Integers, Integers, Floats]:
     """Symmetry classes of ring states.
 
     Returns (orders, distance, weight): ring bonds and magnetisation of the representatives (r, 2),
@@ -195,14 +212,16 @@ def _orbits(width: int, reflect: bool) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 @lru_cache
-def _distance_counts(width: int) -> np.ndarray:
+def _distance_counts(width: int) -> Floats:
     """Normalised number of images at each distance, (r * r, width + 1), for invariant vectors."""
     _, distance, weight = _orbits(width, True)
     counts = np.stack([(distance == d).sum(-1) for d in range(width + 1)], axis=-1)
     return (counts * weight[..., None]).reshape(-1, width + 1)
 
 
-def _row_weights(orders, beta, field, width):
+def _row_weights(
+    orders: Integers, beta: Floats, field: Floats, width: int
+) -> tuple[Floats, Floats, Floats]:
     """exp(V/2) of the representatives and exp(-2 beta d), scaled to at most 1; log of the scale."""
     row = beta[:, None] * orders[:, 0] + field[:, None] * orders[:, 1]
     top = row.max(axis=1)
@@ -210,7 +229,7 @@ def _row_weights(orders, beta, field, width):
     return np.exp((row - top[:, None]) / 2), between, top + beta * width
 
 
-def _log_top(beta, field, width):
+def _log_top(beta: Floats, field: Floats, width: int) -> Floats:
     """Log of the largest eigenvalue of the transfer matrix."""
     orders, _, _ = _orbits(width, True)
     row, between, scale = _row_weights(orders, beta, field, width)
@@ -219,7 +238,7 @@ def _log_top(beta, field, width):
     return np.log(top) + scale
 
 
-def _top_cumulants(beta, field, width):
+def _top_cumulants(beta: Floats, field: Floats, width: int) -> tuple[Floats, Floats, Floats]:
     """Log of the largest eigenvalue, its gradient and its Hessian in (beta, field)."""
     orders, _, _ = _orbits(width, True)
     row, between, scale = _row_weights(orders, beta, field, width)
@@ -246,7 +265,7 @@ def _top_cumulants(beta, field, width):
     return np.log(top) + scale, slope, hessian
 
 
-def _log_trace(beta, field, size):
+def _log_trace(beta: Floats, field: Floats, size: int) -> Floats:
     """Log of the trace of the size-th power of the transfer matrix."""
     orders, distance, weight = _orbits(size, False)
     row, between, scale = _row_weights(orders, beta, field, size)

@@ -5,20 +5,25 @@ Spins are one row of size^2 + 1 numbers, the ghost first, then the sites, row by
 
 import numpy as np
 from numba import njit, prange
+from numpy.typing import NDArray
 
-from lib.physics.streams import draw
-from lib.physics.threads import torch_threads_kept
+from lib.physics.streams import Words, draw, torch_threads_kept
+
+Spins = NDArray[np.int8]
+Sites = NDArray[np.int32]
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
-def _fair_sign(bits):
+def _fair_sign(bits: np.uint64) -> np.int8:
     return np.int8(1) if bits >> np.uint64(63) else np.int8(-1)
 
 
 @njit(cache=True, nogil=True)
-def _root(parent, site):
+def _root(parent: Sites, site: int) -> int:
     while parent[site] != site:
         parent[site] = parent[parent[site]]
         site = parent[site]
@@ -26,7 +31,7 @@ def _root(parent, site):
 
 
 @njit(cache=True, nogil=True)
-def _join(parent, a, b):
+def _join(parent: Sites, a: int, b: int) -> int:
     """Merge two roots; the smaller index stays root, so that parents always come first."""
     if a < b:
         parent[b] = a
@@ -36,7 +41,15 @@ def _join(parent, a, b):
 
 
 @njit(cache=True, nogil=True)
-def _cluster_sweep(spins, parent, size, bond, ghost, key, base):
+def _cluster_sweep(
+    spins: Spins,
+    parent: Sites,
+    size: int,
+    bond: np.uint64,
+    ghost: np.uint64,
+    key: np.uint64,
+    base: int,
+) -> None:
     """One Swendsen-Wang update; spins[0] is the ghost, sites follow from 1, row by row."""
     count = size * size
     parent[0] = 0
@@ -70,7 +83,7 @@ def _cluster_sweep(spins, parent, size, bond, ghost, key, base):
 
 
 @njit(cache=True, nogil=True)
-def _metropolis_sweep(spins, size, accept, key, base):
+def _metropolis_sweep(spins: Spins, size: int, accept: Words, key: np.uint64, base: int) -> None:
     """One pass over the sites in order; accept[5 (s > 0) + k] for k neighbours up."""
     for line in range(size):
         above = size * (size - 1 if line == 0 else -1)
@@ -85,7 +98,7 @@ def _metropolis_sweep(spins, size, accept, key, base):
 
 
 @njit(cache=True, nogil=True)
-def _acceptance(beta, field):
+def _acceptance(beta: float, field: float) -> Words:
     """Metropolis probabilities as thresholds for 32 random bits."""
     accept = np.empty(10, np.uint64)
     for case in range(10):
@@ -96,7 +109,7 @@ def _acceptance(beta, field):
 
 
 @njit(cache=True, nogil=True)
-def _bond_sum(spins, size):
+def _bond_sum(spins: Spins, size: int) -> int:
     total = 0
     for site in range(1, size * size + 1):
         left = site - 1 if (site - 1) % size else site + size - 1
@@ -107,7 +120,19 @@ def _bond_sum(spins, size):
 
 @torch_threads_kept
 @njit(cache=True, nogil=True, parallel=True)
-def run(cluster, hot, sweeps, beta, field, bond, ghost, keys, out, bonds, totals):
+def run(
+    cluster: bool,
+    hot: bool,
+    sweeps: int,
+    beta: Floats,
+    field: Floats,
+    bond: Words,
+    ghost: Words,
+    keys: Words,
+    out: Spins,
+    bonds: Counts,
+    totals: Counts,
+) -> None:
     """All entries in parallel; sums are written where `bonds` and `totals` have columns."""
     size = out.shape[1]
     count = size * size
