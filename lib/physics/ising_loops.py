@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-LEFT, UP, SIGN, GHOST = 1, 2, 4, 8  # coins of a site, one bit each
+LEFT, UP, SIGN, GHOST = range(4)  # the bits of a site: bonds to both, its sign, bond to the ghost
 
 
 @njit(cache=True, nogil=True)
@@ -34,19 +34,26 @@ def _toss(coins: Coins, bond: np.uint64, ghost: np.uint64, key: np.uint64, base:
     """Coins of all sites, before it is known which spins are equal."""
     for site in range(1, coins.size):
         bits, more = draw(key, base + 2 * site), draw(key, base + 2 * site + 1)
-        neighbours = np.uint8(bits & LOW < bond) | np.uint8(bits >> HALF < bond) << 1
-        own = np.uint8(more >> np.uint64(63)) << 2 | np.uint8(more & LOW < ghost) << 3
+        neighbours = np.uint8(bits & LOW < bond) << LEFT | np.uint8(bits >> HALF < bond) << UP
+        own = np.uint8(more >> np.uint64(63)) << SIGN | np.uint8(more & LOW < ghost) << GHOST
         coins[site] = neighbours | own
 
 
 @njit(cache=True, nogil=True)
 def _open(spins: Spins, coins: Coins, bonds: Coins, size: int) -> None:
     """Coins of bonds between equal spins; those around the torus are left to `_around`."""
+    ghost = spins[0]
     for site in range(1, bonds.size):
-        equal = np.uint8(spins[site] == spins[site - 1])
-        bonds[site] = coins[site] & (equal | np.uint8(spins[site] == spins[0]) << 3)
-    for site in range(size + 1, bonds.size):
-        bonds[site] |= coins[site] & np.uint8(spins[site] == spins[site - size]) << 1
+        left = np.uint8(spins[site] == spins[site - 1]) << LEFT
+        bonds[site] = coins[site] & (left | np.uint8(spins[site] == ghost) << GHOST)
+    here, above, coin, bond = (
+        spins[size + 1 :],
+        spins[1:-size],
+        coins[size + 1 :],
+        bonds[size + 1 :],
+    )
+    for site in range(bond.size):
+        bond[site] |= coin[site] & np.uint8(here[site] == above[site]) << UP
 
 
 @njit(cache=True, nogil=True)
@@ -75,17 +82,17 @@ def _label(parent: Sites, pairs: Sites, bonds: Coins, first: int, size: int) -> 
     A run of sites bonded to their left takes the label of the first cluster above that it meets;
     each further one is a pair. Masks of all bits choose between two values.
     """
-    count, label = 0, np.int32(first)
+    count, label = 0, first
     for site in range(first, first + size):
-        bond = np.int32(bonds[site])
-        left, up = -(bond & LEFT), -(bond // UP & 1)
-        label = (label & left) | (np.int32(site) & ~left)
-        met = (parent[max(site - size, 0)] & up) | (label & ~up)
-        new = -np.int32(label >= first)
+        bond = np.int64(bonds[site])
+        left, up = -(bond >> LEFT & 1), -(bond >> UP & 1)
+        label = (label & left) | (site & ~left)
+        met = (np.int64(parent[max(site - size, 0)]) & up) | (label & ~up)
+        new = -np.int64(label >= first)
         pairs[0, count], pairs[1, count] = label, met
-        count += np.int32(met != label) & ~new
+        count += np.int64(met != label) & ~new
         lower = min(label, met)
-        parent[(label & new) | (np.int32(site) & ~new)] = lower
+        parent[(label & new) | (site & ~new)] = lower
         label = (lower & new) | (label & ~new)
         parent[site] = label
     return count
@@ -97,7 +104,7 @@ def _touched(pairs: Sites, bonds: Coins, first: int, size: int) -> int:
     count = 0
     for site in range(first, first + size):
         pairs[0, count], pairs[1, count] = 0, site
-        count += bonds[site] // GHOST & 1
+        count += bonds[site] >> GHOST & 1
     return count
 
 
@@ -108,7 +115,7 @@ def _around(spins: Spins, pairs: Sites, coins: Coins, size: int, step: int, coin
     for line in range(size):
         site = 1 + line * step
         pairs[0, count], pairs[1, count] = site, site + across
-        count += (spins[site] == spins[site + across]) & (coins[site] // coin & 1)
+        count += (spins[site] == spins[site + across]) & (coins[site] >> coin & 1)
     return count
 
 
@@ -136,7 +143,7 @@ def _cluster_sweep(
     _merge_all(parent, pairs, _around(spins, pairs, coins, size, size, LEFT))
     _merge_all(parent, pairs, _around(spins, pairs, coins, size, 1, UP))
     for site in range(1, coins.size):
-        spins[site] = np.int8(coins[site] // SIGN & 1) * 2 - 1
+        spins[site] = np.int8(coins[site] >> SIGN & 1) * 2 - 1
     for site in range(1, coins.size):
         # a parent precedes its site, so it already holds the new sign of the cluster
         spins[site] = spins[parent[site]]
