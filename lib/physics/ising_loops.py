@@ -150,18 +150,23 @@ def _cluster_sweep(
 
 
 @njit(cache=True, nogil=True)
-def _metropolis_sweep(spins: Spins, size: int, accept: Words, key: np.uint64, base: int) -> None:
+def _metropolis_sweep(
+    spins: Spins, chances: Words, accept: Words, key: np.uint64, base: int
+) -> None:
     """One pass over the sites in order; accept[5 (s > 0) + k] for k neighbours up."""
-    for line in range(size):
-        above = size * (size - 1 if line == 0 else -1)
-        below = size * (1 - size if line == size - 1 else 1)
-        for site in range(line * size + 1, line * size + size + 1):
-            left = spins[site - 1 if site > line * size + 1 else site + size - 1]
-            right = spins[site + 1 if site < line * size + size else site - size + 1]
-            neighbours = left + right + spins[site + above] + spins[site + below]
-            case = (neighbours + 4) // 2 + (5 if spins[site] > 0 else 0)
-            if draw(key, base + 2 * site) >> HALF < accept[case]:
-                spins[site] = -spins[site]
+    size = chances.size
+    for first in range(1, spins.size, size):
+        for k in range(size):
+            chances[k] = draw(key, base + 2 * (first + k)) >> HALF
+        above = first - size if first > 1 else spins.size - size
+        below = first + size if first + size < spins.size else 1
+        left = np.int64(spins[first + size - 1])
+        for k in range(size):
+            right = spins[first + (k + 1 if k < size - 1 else 0)]
+            spin = np.int64(spins[first + k])
+            case = ((left + right + spins[above + k] + spins[below + k] + 4) >> 1) + 5 * (spin > 0)
+            left = spin * (1 - 2 * np.int64(chances[k] < accept[case]))
+            spins[first + k] = left
 
 
 @njit(cache=True, nogil=True)
@@ -216,12 +221,13 @@ def run(
         for site in range(1, count + 1):
             spins[site] = _fair_sign(draw(key, 2 * site + 1)) if hot else 1
         accept = _acceptance(beta[entry], field[entry])
+        chances = np.empty(size, np.uint64)
         for sweep in range(sweeps):
             base = 2 * count * (sweep + 1)
             if cluster:
                 _cluster_sweep(spins, work, size, bond[entry], ghost[entry], key, base)
             else:
-                _metropolis_sweep(spins, size, accept, key, base)
+                _metropolis_sweep(spins, chances, accept, key, base)
             if bonds.shape[1]:
                 bonds[entry, sweep] = _bond_sum(spins, size)
                 totals[entry, sweep] = spins[1:].sum()
