@@ -4,49 +4,31 @@ Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dime
 lattice is periodic, every bond counts once.
 """
 
-import operator
 from collections.abc import Callable
 from functools import lru_cache
+from math import factorial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from lib.physics.checks import (
+    Floats,
+    Integers,
+    check_count,
+    check_equal_shapes,
+    check_reals,
+)
 
 CRITICAL_BETA = float(np.log1p(np.sqrt(2.0)) / 2)
 LARGEST_TRANSFER = 12
+LARGEST = 1e100  # of beta and field, so that no energy overflows
 
 
 def check_parameters(beta: ArrayLike, field: ArrayLike = 0.0) -> tuple[Floats, Floats]:
     """Return beta and field as float64 arrays of one shape; ValueError for what is not allowed."""
-    beta, field = np.asarray(beta, dtype=np.float64), np.asarray(field, dtype=np.float64)
-    if not np.all(np.isfinite(beta) & (beta >= 0)):
-        bad = beta[~(np.isfinite(beta) & (beta >= 0))].flat[0]
-        raise ValueError(f"beta holds {bad}; allowed is 0 <= beta < infinity (beta = 1/T)")
-    if not np.all(np.isfinite(field)):
-        bad = field[~np.isfinite(field)].flat[0]
-        raise ValueError(f"field holds {bad}; allowed is any finite number (field = H/T)")
-    try:
-        beta, field = np.broadcast_arrays(beta, field)
-    except ValueError:
-        raise ValueError(
-            f"beta has shape {beta.shape} and field has shape {field.shape}; "
-            "give equal lengths, or a single number for one of them"
-        ) from None
-    return beta, field
-
-
-def check_count(name: str, value: int, least: int, most: int | None = None) -> int:
-    """Return value as an int in [least, most]; ValueError otherwise."""
-    allowed = f"a whole number >= {least}" if most is None else f"a whole number {least} to {most}"
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; allowed is {allowed}") from None
-    if count < least or (most is not None and count > most):
-        raise ValueError(f"{name} is {count}; allowed is {allowed}")
-    return count
+    beta = check_reals("beta", beta, "0 <= beta <= 1e100 (beta = 1/T)", 0.0, LARGEST)
+    field = check_reals("field", field, "|field| <= 1e100 (field = H/T)", -LARGEST, LARGEST)
+    return check_equal_shapes(beta, field, "beta and field")
 
 
 def log_partition(beta: ArrayLike, field: ArrayLike, size: int) -> Floats:
@@ -116,12 +98,14 @@ def cylinder_cumulants(
         values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
 
     Raises:
-        ValueError: as in `log_partition`.
+        ValueError: as in `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
+            as they do without field deep in the ordered phase, where the metric diverges.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
     flat = np.stack([beta.ravel(), field.ravel()])
-    parts = [_top_cumulants(*flat[:, k : k + 16], width) for k in range(0, flat.shape[1], 16)]
+    starts = range(0, max(flat.shape[1], 1), 16)
+    parts = [_top_cumulants(*flat[:, k : k + 16], width) for k in starts]
     value, mean, square = (np.concatenate(part) / width for part in zip(*parts, strict=True))
     return (
         value.reshape(beta.shape),
@@ -158,19 +142,18 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
 
         R = ψ_βhh (ψ_ββ ψ_βhh − ψ_hh ψ_βββ) / (2 ψ_ββ² ψ_hh²),
 
-    in the convention R = +2 on the unit sphere, from central differences of `log_partition` (about
-    one part in a hundred). Near the critical point |R| grows like the correlation volume ξ², so
-    its maximum like size². Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995). Errors as there.
+    in the convention R = +2 on the unit sphere. The derivatives are those of the transfer matrix,
+    carried along its powers, with the energy counted from the ground state: no differences, so
+    that R keeps nine digits from infinite temperature down to its limit 2 (N − 1) / N at zero.
+    Near the critical point |R| grows like the correlation volume ξ², so its maximum like size².
+    Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995). Errors as `log_partition`.
     """
     beta, _ = check_parameters(beta)
-    step, small = 5e-3, 3e-4
-    moved = beta + step * np.arange(-2, 3).reshape(-1, *[1] * beta.ndim)
-    psi = log_partition(moved, 0.0, size) / size**2
-    psi_hh = 2 * (log_partition(moved[1:4], small, size) / size**2 - psi[1:4]) / small**2
-    b2 = (psi[3] - 2 * psi[2] + psi[1]) / step**2
-    b3 = (psi[4] - 2 * psi[3] + 2 * psi[1] - psi[0]) / (2 * step**3)
-    bhh = (psi_hh[2] - psi_hh[0]) / (2 * step)
-    return bhh * (b2 * bhh - psi_hh[1] * b3) / (2 * b2**2 * psi_hh[1] ** 2)
+    size = check_count("size", size, 3, LARGEST_TRANSFER)
+    # from 20 on the next terms are exp(-4 beta) < 2e-35 of the limit, and smaller ones underflow
+    flat = np.minimum(beta, 20.0).ravel()
+    curvature = np.array([_curvature(_trace_series(b, size), size**2) for b in flat])
+    return curvature.reshape(beta.shape)[()]
 
 
 def _in_blocks(
@@ -257,12 +240,76 @@ def _top_cumulants(beta: Floats, field: Floats, width: int) -> tuple[Floats, Flo
     pushed = [(vectors.swapaxes(1, 2) @ (m @ v))[:, :, 0] for m in first]
     slope = np.stack([p[:, -1] for p in pushed], -1) / top[:, None]
     gap = top[:, None] - values[:, :-1]
+    bad = np.flatnonzero(gap[:, -1] < 1e-12 * top)
+    if bad.size:
+        raise ValueError(
+            f"at beta = {beta[bad[0]]}, field = {field[bad[0]]} the two largest eigenvalues agree "
+            "to 12 digits and the metric is lost; give a stronger field, a smaller beta or width"
+        )
     hessian = np.empty((len(top), 2, 2))
     for a, b in np.ndindex(2, 2):
         own = (v * (second[a][b] @ v)).sum((1, 2))
         mixed = (pushed[a][:, :-1] * pushed[b][:, :-1] / gap).sum(1)
         hessian[:, a, b] = (own + 2 * mixed) / top - slope[:, a] * slope[:, b]
     return np.log(top) + scale, slope, hessian
+
+
+# (powers of the change in beta, in the field) that the curvature needs
+ORDERS = ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+Series = dict[tuple[int, int], NDArray]
+
+
+def _series_product(
+    one: Series, other: Series, multiply: Callable[[NDArray, NDArray], NDArray]
+) -> Series:
+    """Product of two truncated power series."""
+    result = {}
+    for a, b in ORDERS:
+        pairs = ((p, (a - p[0], b - p[1])) for p in ORDERS)
+        result[a, b] = sum(multiply(one[p], other[q]) for p, q in pairs if q in other)
+    return result
+
+
+def _series_power(series: Series, exponent: int) -> Series:
+    """Power of a series of matrices."""
+    if exponent == 1:
+        return series
+    half = _series_power(series, exponent // 2)
+    square = _series_product(half, half, np.matmul)
+    return _series_product(square, series, np.matmul) if exponent % 2 else square
+
+
+def _trace_series(beta: float, size: int) -> Series:
+    """Series of Z exp(-2 N beta) about (beta, 0): sums of (-2 u)^j M^k / (j! k!), u broken bonds.
+
+    All terms of a sum over u have one sign, so nothing is lost at low temperature.
+    """
+    orders, distance, weight = _orbits(size, False)
+    row, spins = ((x[:, None] + x) / 2 for x in ((size - orders[:, 0]) / 2, orders[:, 1]))
+    broken = row[..., None] + distance
+    between, total = np.exp(-2 * beta * broken) * weight[..., None], dict.fromkeys(ORDERS, 0.0)
+    powers = [between * (-2 * broken) ** j / factorial(j) for j in range(4)]
+    blocks = [np.fft.rfft(x, axis=-1) for x in powers]
+    for k in range(size // 2 + 1):
+        own_mirror = 2 * k % size == 0
+        parts = [(x[..., k].real if own_mirror else x[..., k]).copy() for x in blocks]
+        block = {(a, b): parts[a] * spins**b / factorial(b) for a, b in ORDERS}
+        half = _series_power(block, size // 2)
+        rest = _series_product(half, block, np.matmul) if size % 2 else half
+        trace = _series_product(half, rest, lambda x, y: (x * y.conj()).real.sum())
+        total = {o: total[o] + (1 if own_mirror else 2) * trace[o] for o in ORDERS}
+    return total
+
+
+def _curvature(series: Series, sites: int) -> float:
+    """R of `zero_field_curvature` from the series of Z."""
+    mean, square, cube, m2, m2_mean = (
+        series[o] * factor / series[0, 0]
+        for o, factor in (((1, 0), 1), ((2, 0), 2), ((3, 0), 6), ((0, 2), 2), ((1, 2), 2))
+    )
+    b2, b3 = square - mean**2, cube - 3 * square * mean + 2 * mean**3
+    hh, bhh = m2 / sites, m2_mean - m2 * mean
+    return bhh / b2 * (bhh / sites - hh * b3 / b2) / (2 * hh**2)
 
 
 def _log_trace(beta: Floats, field: Floats, size: int) -> Floats:

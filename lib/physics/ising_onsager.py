@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ellipkm1
 
-from lib.physics.ising_exact import Floats, check_count, check_parameters
+from lib.physics.checks import Floats, check_count
+from lib.physics.ising_exact import check_parameters
 
 
 def kaufman_log_partition(beta: ArrayLike, size: int) -> Floats:

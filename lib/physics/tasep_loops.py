@@ -124,31 +124,64 @@ def sample(keys: Words, log_a: Floats, log_b: Floats, log_paths: Floats, occupie
                 occupied[i, site] = 0
 
 
+@njit(cache=True)
+def _heights(tau: Chains, a: float) -> tuple[Floats, float, bool]:
+    """Log of the sums over partner rows by the last height, its scale, whether none was lost."""
+    w = np.zeros(tau.size + 2)
+    w[0] = 1.0
+    highest, log_scale, kept = 0, 0.0, a < 1e100
+    for site in range(tau.size):
+        if tau[site]:
+            highest += 1
+            for h in range(highest, 0, -1):
+                w[h] += w[h - 1]
+        else:
+            w[0] += a * w[0] + w[1]
+            for h in range(1, highest + 1):
+                w[h] += w[h + 1]
+        top = w[: highest + 1].max()
+        if top > 1e200:
+            w /= top
+            log_scale += np.log(top)
+            kept = kept and w[: highest + 1].min() > 1e-290
+    return np.log(w[: highest + 1]), log_scale, kept
+
+
+@njit(cache=True)
+def _log_sum(x: float, y: float) -> float:
+    """log(e^x + e^y), x or y finite."""
+    return max(x, y) + np.log1p(np.exp(-abs(x - y)))
+
+
+@njit(cache=True)
+def _log_heights(tau: Chains, log_a: float) -> Floats:
+    """As `_heights`, every sum by its logarithm: slower, and right at any rate."""
+    w = np.full(tau.size + 2, -np.inf)
+    w[0] = 0.0
+    highest = 0
+    for site in range(tau.size):
+        if tau[site]:
+            highest += 1
+            for h in range(highest, 0, -1):
+                w[h] = _log_sum(w[h], w[h - 1])
+        else:
+            w[0] = _log_sum(_log_sum(w[0], log_a + w[0]), w[1])
+            for h in range(1, highest + 1):
+                w[h] = _log_sum(w[h], w[h + 1])
+    return w[: highest + 1]
+
+
 @torch_threads_kept
 @njit(cache=True, parallel=True)
 def rows(tau: Chains, a: Floats, log_b: Floats, table: Floats) -> None:
     """Fill in the log of the sum over partner rows of a^u b^v."""
     for i in prange(a.size):
-        w = np.zeros(tau.size + 2)
-        w[0] = 1.0
-        highest, log_scale = 0, 0.0
-        for site in range(tau.size):
-            if tau[site]:
-                highest += 1
-                for h in range(highest, 0, -1):
-                    w[h] += w[h - 1]
-            else:
-                w[0] += a[i] * w[0] + w[1]
-                for h in range(1, highest + 1):
-                    w[h] += w[h + 1]
-            top = w[: highest + 1].max()
-            if top > 1e200:
-                w /= top
-                log_scale += np.log(top)
-        log_w = np.log(w[: highest + 1])
+        log_w, log_scale, kept = _heights(tau, a[i])
+        if not kept:
+            log_w, log_scale = _log_heights(tau, np.log(a[i])), 0.0
         for j in range(log_b.size):
             terms = log_w.copy()
-            for h in range(1, highest + 1):
+            for h in range(1, terms.size):
                 terms[h] += h * log_b[j]
             top = terms.max()
             table[i, j] = log_scale + top + np.log(np.exp(terms - top).sum())
@@ -199,6 +232,13 @@ def _one_boundary(beta: float, log_b: float, size: int) -> tuple[Floats, float]:
 
 
 @njit(cache=True)
+def _sum_less_one(larger: float, smaller: float) -> float:
+    """larger + smaller - 1 without loss, whatever was rounded off the sum (Dekker 1971)."""
+    total = larger + smaller
+    return (total - 1.0) + (smaller - (total - larger))
+
+
+@njit(cache=True)
 def profiles(alpha: Floats, beta: Floats, log_z: Floats, log_b: Floats, profile: Floats) -> None:
     """Fill in <tau_i>, with Z_k J^k in place of Z_k against overflow."""
     size = profile.shape[1]
@@ -208,7 +248,8 @@ def profiles(alpha: Floats, beta: Floats, log_z: Floats, log_b: Floats, profile:
         rate = slowest * (1.0 - slowest)
         for k in range(size + 1):
             b[k] *= (rate / own_rate) ** k
-        inner, excess = alpha[i] * (1.0 - alpha[i]), alpha[i] * (alpha[i] + beta[i] - 1.0)
+        inner = alpha[i] * (1.0 - alpha[i])
+        excess = alpha[i] * _sum_less_one(max(alpha[i], beta[i]), min(alpha[i], beta[i]))
         z = np.empty(size + 1)
         z[0], z[size] = 1.0, np.exp(log_z[i] + size * np.log(rate))
         if excess < 0.0:

@@ -351,7 +351,7 @@ BAD_INPUT = [
     (lambda: ising.sample(0.1, np.nan, 8), "field holds nan"),
     (lambda: ising.sample(0.1, 0.0, 2), "size is 2"),
     (lambda: ising.sample(0.1, 0.0, 8.5), "size is 8.5"),
-    (lambda: ising.sample([0.1, 0.2], [0.0, 0.1, 0.2], 8), r"shape \(2,\).*shape \(3,\)"),
+    (lambda: ising.sample([0.1, 0.2], [0.0, 0.1, 0.2], 8), r"shapes \(2,\) and \(3,\)"),
     (lambda: ising.sample(np.full((2, 2), 0.1), 0.0, 8), r"shape \(2, 2\)"),
     (lambda: ising.sample(0.1, 0.0, 8, sweeps=0), "sweeps is 0"),
     (lambda: ising.sample(0.1, 0.0, 8, start="warm"), "start is 'warm'.*cold, hot"),
