@@ -299,7 +299,6 @@ def spherical(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
     return path.to(start.dtype).unflatten(2, start.shape[1:])
 
 
-def _batch(generator: Generator, batch: int | None) -> int:
 def rows_per_call(generator: Generator, batch: int | None) -> int:
     """`batch`, or where it is None 16 rows on a CPU and 64 on a GPU."""
     if batch is None:
