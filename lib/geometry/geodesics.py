@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points, check_positive
-from lib.geometry.grids import graph_distance
+from lib.geometry.lengths import curve_energy, curve_length, equidistant, measure
 from lib.geometry.metric import fisher_metric, metric_slope
 from lib.geometry.relaxation import block_size, relax, segment_jet
 
 
 @dataclass(frozen=True)
 class Path:
-    """Paths of a batch of end points, with metric lengths by the midpoint rule."""
+    """Paths of a batch of end points, float64, with the lengths of the continuous polylines."""
 
     points: Tensor  # (b, points, d), end points included
     length: Tensor  # (b,)
+    length_error: Tensor  # (b,), bound on what finer quadrature of the same polyline changes
     straight_length: Tensor  # (b,), of the straight line in the given coordinates
     converged: Tensor  # (b,) bool
 
@@ -39,51 +40,15 @@ def geodesic(
     global_check: int | None = None,
     max_iterations: int = 100,
 ) -> Path:
-    """Levi-Civita geodesics between pairs of points, all pairs together.
-
-    Minimises the discrete energy E (Lobashev et al. 2025, Eq. 25, as energy) by damped Newton from
-    coarse to fine. The metric is differentiated, not frozen; each step is one block-tridiagonal
-    solve per path, damped towards the Sobolev gradient where the Hessian is not positive. A path
-    has converged when the residual r of the discrete geodesic equation ∂E/∂x_k = 0, measured in the
-    norm of the inverse Hessian, is below the square root of the machine precision times √E.
-
-    Args:
-        metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
-        start, end: (b, d); dtype and device are followed.
-        points: points per path with both ends, at least 3.
-        box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
-        floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
-        global_check: nodes per axis of a grid whose shortest path serves as a second start; the
-            shorter result is kept, so that a merely local minimum is found out. Needs a box.
-        max_iterations: Newton steps per level.
-
-    Returns:
-        `Path`. Paths that did not converge are kept, flagged and warned about. Coincident ends
-        give length zero.
-
-    Raises:
-        ValueError: shapes differ, points < 3, ends outside the box, or a metric that is not finite
-            and positive on the straight line or cannot be differentiated.
-    """
     start, end = _ends(start, end, points)
     box = _check_box(box if box is not None else getattr(metric, "box", None), start, end)
     lifted = _lift(metric, floor)
     straight = _straight(start, end, points)
     check_positive(lifted(straight.flatten(0, 1)).detach(), straight.flatten(0, 1))
-    metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
-    x, converged = relax(metric, straight, box, floor, max_iterations)
-    if global_check is not None:
-        if box is None:
-            raise ValueError("global_check searches a grid: give box, (2, d) corners")
-        _, second = graph_distance(
-            lifted, start, end, box=box, resolution=global_check, points=points
-        )
-        other, settled = relax(metric, second, box, floor, max_iterations)
-        ratio = curve_energy(lifted, other) / curve_energy(lifted, x)
-        take = (ratio < 1 - 1e-9) | ((ratio < 1 + 1e-9) & settled & ~converged)
-        x = torch.where(take[:, None, None], other, x)
-        converged = torch.where(take, settled, converged)
-    return _path(lifted, x, straight, converged)
+    x, converged = straight.clone(), torch.ones(len(start), dtype=torch.bool)
+    apart = (start != end).any(1)
+    x[apart], converged[apart] = relax(lifted, straight[apart], box, TOL, max_iterations)
+    return _path(lifted, x, straight[:, [0, -1]], converged)
 
 
 def mixture_geodesic(
@@ -151,63 +116,6 @@ def frozen_geodesic(
     return _path(metric, x, straight, converged)
 
 
-def curve_energy(metric: Metric, curves) -> Tensor:
-    """Energy E = N Σ_k v_kᵀ g(m_k) v_k of polylines (b, points, d), (b,); E >= length²."""
-    squares = _squares(metric, curves)
-    return squares.shape[1] * squares.sum(1)
-
-
-def curve_length(metric: Metric, curves) -> Tensor:
-    """Length L = Σ_k √(v_kᵀ g(m_k) v_k) of polylines (b, points, d), (b,); midpoint rule.
-
-    Raises:
-        ValueError: not (b, points >= 2, d), or a segment whose squared length is negative or not
-            finite (says where).
-    """
-    return _squares(metric, curves).sqrt().sum(1)
-
-
-def equidistant(metric: Metric, curves, n: int) -> Tensor:
-    """n points equally spaced in metric length along polylines (b, points, d), (b, n, d).
-
-    Ends are kept; linear within a segment, length by the midpoint rule. Raises as `curve_length`,
-    and a ValueError for n < 2.
-    """
-    if n < 2:
-        raise ValueError(f"n = {n}; expected at least the two end points")
-    squares = _squares(metric, curves)
-    x = torch.as_tensor(curves).to(squares)
-    along = torch.nn.functional.pad(squares.sqrt().cumsum(1), (1, 0))
-    target = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) * along[:, -1:]
-    k = torch.searchsorted(along, target.contiguous(), right=True) - 1
-    k = k.clamp(0, x.shape[1] - 2)
-    width = along.gather(1, k + 1) - along.gather(1, k)
-    share = (target - along.gather(1, k)) / torch.where(width > 0, width, 1)
-    index = k[..., None].expand(-1, -1, x.shape[2])
-    left, right = x.gather(1, index), x.gather(1, index + 1)
-    result = left + share[..., None] * (right - left)
-    return torch.cat([x[:, :1], result[:, 1:-1], x[:, -1:]], 1)
-
-
-def _squares(metric: Metric, curves) -> Tensor:
-    """Squared segment lengths v_kᵀ g(m_k) v_k, (b, points - 1), checked."""
-    x = torch.as_tensor(curves)
-    x = x if x.is_floating_point() else x.double()
-    if x.ndim != 3 or x.shape[1] < 2:
-        raise ValueError(f"curves has shape {tuple(x.shape)}; expected (b, points >= 2, d)")
-    middle, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
-    g = metric(middle.flatten(0, 1)).unflatten(0, middle.shape[:2])
-    squares = torch.einsum("bki,bkij,bkj->bk", v, g, v)
-    bad = ~(squares >= 0) | torch.isinf(squares)
-    if bad.any():
-        b, k = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"curve {b} has squared length {squares[b, k].item():.3g} at "
-            f"t = {middle[b, k].tolist()}; the metric is not finite and positive there"
-        )
-    return squares
-
-
 def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
     start, end = as_points(start, "start"), as_points(end, "end")
     if start.shape != end.shape or start.dtype != end.dtype:
@@ -234,9 +142,24 @@ def _check_box(box, start: Tensor, end: Tensor) -> Tensor | None:
     return box
 
 
+TOL = 1e-6
+
+
 def _lift(metric: Metric, floor: float) -> Metric:
-    """The regularised metric g + floor · I."""
-    return lambda t: metric(t) + floor * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    """The regularised metric g + floor · I, with its derivatives where the metric has them."""
+    if floor == 0:
+        return metric
+
+    def lifted(t: Tensor) -> Tensor:
+        return metric(t) + floor * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+
+    def jet(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g, first, second = metric.jet(t)
+        return g + floor * torch.eye(t.shape[1], dtype=t.dtype, device=t.device), first, second
+
+    if hasattr(metric, "jet"):
+        lifted.jet = jet
+    return lifted
 
 
 def _straight(start: Tensor, end: Tensor, points: int) -> Tensor:
@@ -252,9 +175,9 @@ def _path(metric: Metric, x: Tensor, straight: Tensor, converged: Tensor) -> Pat
             "see .converged",
             stacklevel=3,
         )
-    with torch.no_grad():
-        lengths = curve_length(metric, x), curve_length(metric, straight)
-    return Path(x, *lengths, converged)
+    length, error, _ = measure(metric, x)
+    length = length.sum(1)
+    return Path(x, length, error, measure(metric, straight)[0].sum(1), converged)
 
 
 def _gradient(potential, t: Tensor) -> Tensor:
@@ -322,7 +245,7 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
 def _frozen_residual(metric, x: Tensor, smooth: Tensor):
     """Detached gradient (b, k, d), size of the flux 2 g v, and blocks ∂flux/∂m, ∂flux/∂v."""
     m, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
-    parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1), 0.0)
+    parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1))
     _, _, flux, _, cross, g = (a.unflatten(0, m.shape[:2]) for a in parts)
     r = flux[:, :-1] - flux[:, 1:] + torch.einsum("ac,bci->bai", smooth, x - x[:, :1])
     return r, flux.flatten(1).norm(dim=1), cross.mT, 2 * g

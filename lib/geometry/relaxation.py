@@ -1,14 +1,18 @@
-"""Newton relaxation of discrete curves to minimal energy, many at once."""
+"""Newton relaxation of polylines to minimal length, many at once."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lib.geometry.checks import Metric
+from lib.geometry.lengths import GAUSS_NODES, GAUSS_WEIGHTS, panels, positions, spread
 from lib.geometry.metric import check_graph
 
-COARSEST = 16  # segments of the first level: fewer could step across a narrow ridge of the metric
-CPU_SEGMENTS = 2**14  # segments relaxed at once on a CPU, so that the working set stays in cache
+COARSEST = 16  # segments of the first level
+CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
+ROUNDING = 1e-9  # relative: what one quadrature may differ from the next by
+SCAN = 64  # fewest panels per curve while it still moves
 
 
 def block_size(x: Tensor) -> int:
@@ -16,38 +20,38 @@ def block_size(x: Tensor) -> int:
     return max(1, CPU_SEGMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
 
 
-def relax(metric, x: Tensor, box, floor: float, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Minimise the energy from the curves x, coarse to fine; (x, converged)."""
+def relax(
+    metric: Metric, x: Tensor, box, tolerance: float, max_iterations: int, scan: int = SCAN
+) -> tuple[Tensor, Tensor]:
+    """Shortest polylines of as many points as x from there, coarse to fine; (x, converged)."""
     levels = [x.shape[1] - 1]
     while levels[-1] > COARSEST:
         levels.append((levels[-1] + 1) // 2)
-    finest = torch.finfo(x.dtype).eps ** 0.5
     done = []
     for block in x.split(block_size(x)):
         for segments in reversed(levels):
+            block = redistribute(metric, block, segments + 1, scan)
             last = segments == levels[0]
-            block = _resample(block, segments + 1)
             block, converged = _newton(
-                metric, block, box, floor, finest if last else 1e-3, max_iterations
+                metric, block, box, tolerance if last else 1e-3, max_iterations, scan
             )
         done.append((block, converged))
     x, converged = (torch.cat(parts) for parts in zip(*done, strict=True))
     return x, converged
 
 
-def _resample(x: Tensor, points: int) -> Tensor:
-    """Polylines at another number of equally spaced parameters, ends kept exactly."""
-    if points == x.shape[1]:
-        return x
-    inner = torch.nn.functional.interpolate(x.mT, size=points, mode="linear", align_corners=True).mT
-    return torch.cat([x[:, :1], inner[:, 1:-1], x[:, -1:]], 1)
+def redistribute(metric: Metric, x: Tensor, points: int, scan: int) -> Tensor:
+    """The polylines with points equally spaced in length, ends kept exactly."""
+    with torch.no_grad():
+        found = panels(metric, x, scan=scan)
+        return spread(metric, x, found, points)
 
 
 @dataclass
 class _System:
-    """Energy, gradient and the two block-tridiagonal matrices of a batch of paths."""
+    """Objective, gradient and the two block-tridiagonal matrices of a batch of paths."""
 
-    energy: Tensor  # (b,)
+    value: Tensor  # (b,)
     gradient: Tensor  # (b, k, d), interior points
     diagonal: Tensor  # (b, k, d, d), Hessian
     upper: Tensor  # (b, k - 1, d, d)
@@ -65,12 +69,12 @@ class _System:
         return _System(*(torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
-def _newton(metric, x, box, floor, tolerance: float, max_iterations: int):
+def _newton(metric, x: Tensor, box, tolerance: float, max_iterations: int, scan: int):
     """Damped projected Newton on every path by itself; converged paths leave the batch."""
     result, converged = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     live = torch.arange(len(x), device=x.device)
     damping = x.new_zeros(len(x))
-    system = _system(metric, x, floor)
+    system = _system(metric, x, scan)
     for _ in range(max_iterations):
         step, solved = _step(system, x, box, damping)
         trial = x.clone()
@@ -78,7 +82,7 @@ def _newton(metric, x, box, floor, tolerance: float, max_iterations: int):
         if box is not None:
             trial = trial.clamp(box[0], box[1])
         slope = (system.gradient * (trial - x)[:, 1:-1]).sum((1, 2))
-        small = -slope * (1 + damping) <= tolerance**2 * system.energy
+        small = -slope * (1 + damping) <= tolerance**2 * system.value
         finished = solved & small & (slope <= 0)
         result[live] = torch.where(finished[:, None, None], trial, x)
         converged[live] = finished
@@ -87,9 +91,9 @@ def _newton(metric, x, box, floor, tolerance: float, max_iterations: int):
         go = ~finished
         live, x, trial, solved, slope = (a[go] for a in (live, x, trial, solved, slope))
         damping, system = damping[go], system.rows(go)
-        new = _system(metric, trial, floor)
-        slack = 8 * torch.finfo(x.dtype).eps * system.energy
-        accept = solved & (new.energy <= system.energy + 1e-4 * slope + slack)
+        new = _system(metric, trial, scan)
+        slack = ROUNDING * system.value
+        accept = solved & (new.value <= system.value + 1e-4 * slope + slack)
         x = torch.where(accept[:, None, None], trial, x)
         system = new.where(accept, system)
         damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))
@@ -116,30 +120,68 @@ def _step(system: _System, x: Tensor, box, damping: Tensor) -> tuple[Tensor, Ten
     return torch.where(solved[:, None, None], step, 0.0), solved
 
 
-def _system(metric, x: Tensor, floor: float) -> _System:
-    """Energy, gradient and Hessian from the segments' derivatives in midpoint and chord."""
+def _system(metric: Metric, x: Tensor, scan: int) -> _System:
+    """N Σ_k L_k², which is least for the shortest polyline, its N segments equally long.
+
+    Unlike Σ_k L_k it holds the points apart along the curve; unlike the energy it lets the speed
+    vary within a segment, so a ridge needs no more points than the bend of the curve.
+    """
     b, n = x.shape[0], x.shape[1] - 1
-    m, v = ((x[:, 1:] + x[:, :-1]) / 2).flatten(0, 1), x.diff(dim=1).flatten(0, 1)
-    parts = segment_jet(metric, m, v, floor)
-    e, e_m, e_v, e_mm, e_mv, g = (n * part.unflatten(0, (b, n)) for part in parts)
-    energy = torch.where((e >= 0).all(1) & torch.isfinite(e).all(1), e.sum(1), torch.inf)
-    bend, cross = e_mm / 4 + 2 * g, (e_mv + e_mv.mT) / 2
+    found = panels(metric, x, scan=scan)
+    length = found.per_segment(found.length, x)
+    u = found.left[:, None] + found.width[:, None] * GAUSS_NODES.to(x)
+    t, v = positions(x, found.segment, u)
+    parts = segment_jet(metric, t.flatten(0, 1), v.expand_as(t).flatten(0, 1))
+    parts = [part.unflatten(0, u.shape) for part in parts]
+    jet = _length_jet(parts, u - 0.5, found.width[:, None] * GAUSS_WEIGHTS.to(x))
+    sums = (a.new_zeros(b * n, *a.shape[1:]).index_add_(0, found.segment, a) for a in jet)
+    l_m, l_v, l_mm, l_mv, l_vv, g = (a.unflatten(0, (b, n)) for a in sums)
+    scale = 2 * n * length[..., None]
+    f_m, f_v, scale = scale * l_m, scale * l_v, scale[..., None]
+    f_mm, f_mv, f_vv = (
+        scale * second + 2 * n * left[..., :, None] * right[..., None, :]
+        for second, left, right in ((l_mm, l_m, l_m), (l_mv, l_m, l_v), (l_vv, l_v, l_v))
+    )
+    g = scale * g
+    bend, cross, skew = f_mm / 4 + f_vv, (f_mv + f_mv.mT) / 2, (f_mv - f_mv.mT) / 2
     return _System(
-        energy,
-        (e_m / 2 + e_v)[:, :-1] + (e_m / 2 - e_v)[:, 1:],
+        n * length.square().sum(1),
+        (f_m / 2 + f_v)[:, :-1] + (f_m / 2 - f_v)[:, 1:],
         (bend + cross)[:, :-1] + (bend - cross)[:, 1:],
-        (e_mm / 4 + (e_mv - e_mv.mT) / 2 - 2 * g)[:, 1:-1],
-        2 * (g[:, :-1] + g[:, 1:]),
-        -2 * g[:, 1:-1],
+        (f_mm / 4 + skew - f_vv)[:, 1:-1],
+        g[:, :-1] + g[:, 1:],
+        -g[:, 1:-1],
     )
 
 
-def segment_jet(metric, m: Tensor, v: Tensor, floor: float):
-    """e = vᵀ(g(m) + floor I)v, its derivatives e_m, e_v, e_mm, e_mv, and g + floor I."""
-    identity = floor * torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
+def _length_jet(parts: list[Tensor], s: Tensor, weight: Tensor) -> list[Tensor]:
+    """Sums over nodes (p, q) of the speed's derivatives in the middle M and the chord V.
+
+    A node is M + s V, its squared speed e(M + s V, V); the last sum is g / speed, the part of the
+    second derivative in V that is always positive.
+    """
+    e, e_m, e_v, e_mm, e_mv, g = parts
+    speed = e.sqrt()
+    weight = weight / torch.where(speed > 0, speed, 1)
+    s_m, s_v = e_m / 2, s[..., None] * e_m / 2 + e_v / 2  # speed times its gradient
+    unit = torch.where(e > 0, e, 1)[..., None, None]
+    s = s[..., None, None]
+    mixed = s * e_mm + e_mv
+    second = [
+        e_mm / 2 - s_m[..., :, None] * s_m[..., None, :] / unit,
+        mixed / 2 - s_m[..., :, None] * s_v[..., None, :] / unit,
+        (s * (mixed + e_mv.mT)) / 2 + g - s_v[..., :, None] * s_v[..., None, :] / unit,
+        g,
+    ]
+    first = [torch.einsum("pq,pqi->pi", weight, a) for a in (s_m, s_v)]
+    return first + [torch.einsum("pq,pqij->pij", weight, a) for a in second]
+
+
+def segment_jet(metric: Metric, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """e = vᵀ g(m) v, its derivatives e_m, e_v, e_mm, e_mv, and g."""
     if hasattr(metric, "jet"):
         g, dg, ddg = metric.jet(m)
-        g, slope = g + identity, torch.einsum("nijk,nj->nki", dg, v)
+        slope = torch.einsum("nijk,nj->nki", dg, v)
         gv = (g @ v[:, :, None])[:, :, 0]
         return (
             (v * gv).sum(1),
@@ -153,7 +195,6 @@ def segment_jet(metric, m: Tensor, v: Tensor, floor: float):
         m, v = m.detach().requires_grad_(True), v.detach().requires_grad_(True)
         g = metric(m)
         check_graph(g, m)
-        g = g + identity
         e = torch.einsum("ni,nij,nj->n", v, g, v)
         e_m, e_v = _both(e, m, v)
         columns = [_both(e_m[:, k], m, v) for k in range(m.shape[1])]
