@@ -7,7 +7,8 @@ Before that no panel is longer than 1 / SCAN of its curve in coordinates: what c
 is a feature that falls between the nodes, narrower than about a thousandth of the curve.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from lib.geometry.checks import Metric
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-6  # of a curve's length: where the two rules differ by less, no panel is halved
+UNSETTLED = 1e-3  # of a curve's length: error of a panel that no halving has mended
 HALVINGS = 40  # of one panel; the speed may have a jump or an integrable pole
 
 # The extension of the three-point Gauss rule (Kronrod, Nodes and Weights of Quadrature Formulas,
@@ -40,13 +42,14 @@ class Panels:
     energy: Tensor  # (p,), ∫ s² du
     error: Tensor  # (p,), of the length
 
-    def columns(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self.__dataclass_fields__]
-
     def per_segment(self, values: Tensor, x: Tensor) -> Tensor:
         """Sums over the panels of each segment, (b, points - 1)."""
         total = values.new_zeros(len(x) * (x.shape[1] - 1)).index_add_(0, self.segment, values)
         return total.view(len(x), -1)
+
+    def curve_length(self, x: Tensor) -> Tensor:
+        """Length of every curve, (b,)."""
+        return self.per_segment(self.length, x).sum(1)
 
 
 def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TOLERANCE) -> Panels:
@@ -69,18 +72,18 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
         if round == HALVINGS or not cut.any():
             kept.append(new)
             break
-        kept.append(_select(new, ~cut))
+        kept.append(Panels(*(column[~cut] for column in _columns(new))))
         total = total.index_add(0, curve[~cut], new.length[~cut])
         segment, left, width = segment[cut].repeat(2), left[cut], width[cut] / 2
         left, width = torch.cat([left, left + width]), width.repeat(2)
-    columns = [torch.cat(parts) for parts in zip(*(p.columns() for p in kept), strict=True)]
+    columns = [torch.cat(parts) for parts in zip(*map(_columns, kept), strict=True)]
     order = columns[1].argsort()
     order = order[columns[0][order].argsort(stable=True)]
     return Panels(*(column[order] for column in columns))
 
 
-def _select(found: Panels, keep: Tensor) -> Panels:
-    return Panels(*(column[keep] for column in found.columns()))
+def _columns(found: Panels) -> list[Tensor]:
+    return [getattr(found, field.name) for field in fields(found)]
 
 
 def positions(x: Tensor, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,50 +109,96 @@ def _integrate(metric: Metric, x: Tensor, segment: Tensor, left: Tensor, width: 
     return Panels(segment, left, width, length, energy, torch.nan_to_num(error, nan=torch.inf))
 
 
-def measure(metric: Metric, x: Tensor) -> tuple[Tensor, Tensor, Panels]:
-    """Length of every segment (b, points - 1), error of every curve's length (b,), and the panels.
+def measure(metric: Metric, x: Tensor, *, strict: bool = True) -> tuple[Tensor, Tensor, Panels]:
+    """Length and error of the length of every curve, each (b,), and the panels.
 
     Raises:
-        ValueError: a squared speed that is negative or not finite (says where and what to do).
+        ValueError: with `strict`, where a squared speed is negative or not finite, or the length
+            does not settle, as at a pole (says where and what to do).
     """
     with torch.no_grad():
         found = panels(metric, x)
-        bad = torch.isinf(found.length)
-        if bad.any():
-            _name_place(metric, x, _select(found, bad))
-        length = found.per_segment(found.length, x)
-        return length, found.per_segment(found.error, x).sum(1), found
+        length, error = (found.per_segment(a, x).sum(1) for a in (found.length, found.error))
+        if strict:
+            total = length[found.segment // (x.shape[1] - 1)]
+            bad = torch.isinf(found.length) | (found.error > UNSETTLED * total)
+            if bad.any():
+                _name_place(metric, x, found, int(bad.nonzero()[0]))
+    return length, error, found
 
 
-def _name_place(metric: Metric, x: Tensor, found: Panels) -> None:
-    u = found.left[:1, None] + found.width[:1, None] * NODES.to(x)
-    t, v = positions(x, found.segment[:1], u)
+def _name_place(metric: Metric, x: Tensor, found: Panels, row: int) -> None:
+    """Raise for the worst node of a panel."""
+    segment, left, width = (a[row : row + 1] for a in (found.segment, found.left, found.width))
+    t, v = positions(x, segment, left[:, None] + width[:, None] * NODES.to(x))
     g = metric(t[0])
-    square = torch.einsum("nj,qij,ni->q", v[0], g, v[0])
-    at = int((~((square >= 0) & torch.isfinite(square))).nonzero()[0])
-    curve = int(found.segment[0]) // (x.shape[1] - 1)
+    square = torch.einsum("j,qij,i->q", v[0, 0], g, v[0, 0])
+    at = int(torch.nan_to_num(torch.where(square < 0, torch.inf, square), nan=torch.inf).argmax())
     raise ValueError(
-        f"curve {curve} has squared speed {square[at].item():.3g} at t = {t[0, at].tolist()}, where "
-        f"the metric is {g[at].tolist()}; a metric must be finite and positive all along the way: "
-        "keep to its domain (a box, or other end points), or give floor > 0 where it is degenerate"
+        f"curve {int(segment[0]) // (x.shape[1] - 1)} has no length: at t = {t[0, at].tolist()} "
+        f"its squared speed is {square[at].item():.3g}, the metric {g[at].tolist()}; a metric must "
+        "be finite and positive all along the way: keep to its domain (a box, other end points), "
+        "or give floor > 0 where it is degenerate"
     )
+
+
+def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
+    """The metric g + floor · I on float64 points; one that knows only float32 is asked in float32.
+
+    Keeps the derivatives of a metric that brings them (`jet`). t (n, d) is where it is tried.
+
+    Raises:
+        ValueError: the metric does not return (n, d, d).
+    """
+    asked, g = in_own_precision(metric, t)
+    expected = (len(t), t.shape[1], t.shape[1])
+    if not isinstance(g, Tensor) or g.shape != expected:
+        found = tuple(g.shape) if hasattr(g, "shape") else type(g).__name__
+        raise ValueError(f"metric returned {found} for t of {tuple(t.shape)}; expected {expected}")
+
+    def lifted(s: Tensor) -> Tensor:
+        g = asked(s)
+        return g + floor * torch.eye(s.shape[1], dtype=g.dtype, device=g.device) if floor else g
+
+    def jet(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g, first, second = (part.double() for part in metric.jet(s))
+        return g + floor * torch.eye(s.shape[1], dtype=g.dtype, device=g.device), first, second
+
+    if hasattr(metric, "jet"):
+        lifted.jet = jet
+    lifted.noise = torch.finfo(g.dtype).eps
+    return lifted
+
+
+def in_own_precision(function: Callable[[Tensor], Tensor], t: Tensor):
+    """The function on float64 points, called in float32 where it refuses others; its value at t."""
+    try:
+        value, given = function(t), torch.float64
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        value, given = function(t.float()), torch.float32
+    return lambda s: function(s.to(given)).double(), value
 
 
 def curve_energy(metric: Metric, curves) -> Tensor:
     """Energy N Σ_k ∫ s² du of polylines (b, points, d) of N segments, (b,); at least length²."""
     x = as_curves(curves)
-    found = measure(metric, x)[2]
+    found = measure(in_double(metric, x[:1, 0]), x)[2]
     return (x.shape[1] - 1) * found.per_segment(found.energy, x).sum(1)
 
 
 def curve_length(metric: Metric, curves) -> Tensor:
     """Length of the continuous polylines (b, points, d), (b,), by adaptive quadrature.
 
+    Lists, arrays and float32 are converted to float64.
+
     Raises:
         ValueError: not a finite (b, points >= 2, d), or a metric that is not finite and positive
             somewhere on the way (says where).
     """
-    return measure(metric, as_curves(curves))[0].sum(1)
+    x = as_curves(curves)
+    return measure(in_double(metric, x[:1, 0]), x)[0]
 
 
 def equidistant(metric: Metric, curves, n: int) -> Tensor:
@@ -160,8 +209,8 @@ def equidistant(metric: Metric, curves, n: int) -> Tensor:
     if n < 2:
         raise ValueError(f"n = {n}; expected at least the two end points")
     x = as_curves(curves)
-    found = measure(metric, x)[2]
-    return spread(metric, x, found, n)
+    metric = in_double(metric, x[:1, 0])
+    return spread(metric, x, measure(metric, x)[2], n)
 
 
 def spread(metric: Metric, x: Tensor, found: Panels, n: int) -> Tensor:

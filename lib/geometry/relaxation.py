@@ -12,6 +12,8 @@ from lib.geometry.metric import check_graph
 COARSEST = 16  # segments of the first level
 CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
 ROUNDING = 1e-9  # relative: what one quadrature may differ from the next by
+STEPPED = 1e-5  # relative: what a length may grow by on a finer set of nodes
+TOLERANCE = 1e-6  # square root of the relative shortening that the last step may still promise
 SCAN = 64  # fewest panels per curve while it still moves
 
 
@@ -20,24 +22,41 @@ def block_size(x: Tensor) -> int:
     return max(1, CPU_SEGMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
 
 
-def relax(
-    metric: Metric, x: Tensor, box, tolerance: float, max_iterations: int, scan: int = SCAN
-) -> tuple[Tensor, Tensor]:
-    """Shortest polylines of as many points as x from there, coarse to fine; (x, converged)."""
+def relax(metric: Metric, x: Tensor, box, max_iterations: int) -> tuple[Tensor, Tensor]:
+    """Shortest polylines of as many points as x from there, coarse to fine; (x, converged).
+
+    A path that turns out longer on a finer set of nodes is relaxed again on that set.
+    """
+    x, converged = x.clone(), (x[:, 0] == x[:, -1]).all(1)
+    own = x.new_zeros(len(x))
+    rows = (~converged).nonzero()[:, 0]
+    for scan in (SCAN, 4 * SCAN):
+        if len(rows) == 0:
+            break
+        for some in rows.split(block_size(x)):
+            x[some], converged[some], own[some] = _descend(
+                metric, x[some], box, max_iterations, scan
+            )
+        with torch.no_grad():
+            true = panels(metric, x[rows], scan=4 * SCAN).curve_length(x[rows])
+        stepped = ~(true <= (1 + STEPPED) * own[rows])
+        rows = rows[stepped]
+    converged[rows] = False
+    return x, converged
+
+
+def _descend(metric: Metric, x: Tensor, box, max_iterations: int, scan: int):
+    """Levels of doubling numbers of points, equally spaced in length at first; with own lengths."""
     levels = [x.shape[1] - 1]
     while levels[-1] > COARSEST:
         levels.append((levels[-1] + 1) // 2)
-    done = []
-    for block in x.split(block_size(x)):
-        for segments in reversed(levels):
-            block = redistribute(metric, block, segments + 1, scan)
-            last = segments == levels[0]
-            block, converged = _newton(
-                metric, block, box, tolerance if last else 1e-3, max_iterations, scan
-            )
-        done.append((block, converged))
-    x, converged = (torch.cat(parts) for parts in zip(*done, strict=True))
-    return x, converged
+    finest = TOLERANCE if metric.noise < 1e-10 else metric.noise**0.5
+    for segments in reversed(levels):
+        tolerance = finest if segments == levels[0] else 1e-3
+        x = redistribute(metric, x, segments + 1, scan)
+        x, converged = _newton(metric, x, box, tolerance, max_iterations, scan)
+    with torch.no_grad():
+        return x, converged, panels(metric, x, scan=scan).curve_length(x)
 
 
 def redistribute(metric: Metric, x: Tensor, points: int, scan: int) -> Tensor:

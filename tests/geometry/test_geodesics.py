@@ -14,7 +14,8 @@ from lib.geometry.geodesics import (
     geodesic,
     mixture_geodesic,
 )
-from lib.geometry.grids import from_grid, graph_distance
+from lib.geometry.graphs import graph_distance
+from lib.geometry.grids import from_grid
 from lib.geometry.metric import fisher_metric, in_coordinates
 from lib.geometry.relaxation import solve_tridiagonal
 
