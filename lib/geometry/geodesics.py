@@ -6,20 +6,22 @@ shorter than the distance; its excess over a smooth geodesic is of second order 
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points, check_positive
 from lib.geometry.graphs import graph_distance
-from lib.geometry.lengths import as_double, in_double, in_own_precision, measure
+from lib.geometry.lengths import SCAN, as_double, in_double, in_own_precision, measure
 from lib.geometry.lengths import curve_energy as curve_energy
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
 from lib.geometry.relaxation import block_size, relax, segment_jet
 
+COARSE_SCAN = SCAN // 3  # fewest panels per curve while it still moves
+STEPPED = 1e-5  # of a length: what it may grow by on a finer set of nodes
 SETTLED = 1e-4  # of a length: error of its quadrature
 RESOLVED = 1e-3  # of a length: what more points would take off
 
@@ -84,12 +86,11 @@ def geodesic(
     straight = _straight(start, end, points)
     straight_length = _check_way(metric, straight)
     metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
-    x, solved = relax(metric, straight, box, max_iterations)
-    found = _path(metric, x, straight_length, solved)
+    found = _relaxed(metric, straight, box, max_iterations, straight_length)
     if global_check is not None:
         routes = graph_distance(metric, start, end, box=box, resolution=global_check, points=points)
-        x, solved = relax(metric, routes[1], box, max_iterations)
-        found = _shorter(found, _path(metric, x, straight_length, solved))
+        other = _relaxed(metric, routes[1], box, max_iterations, straight_length)
+        found = _shorter(found, other)
     return _warn(found)
 
 
@@ -198,10 +199,24 @@ def _check_way(metric: Metric, straight: Tensor) -> Tensor:
         return measure(metric, straight[:, [0, -1]])[0]
 
 
+def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_length: Tensor) -> Path:
+    """Shortest paths from x; those that stepped over something are relaxed on finer panels."""
+    x, own, solved = relax(metric, x, box, max_iterations, COARSE_SCAN)
+    path = _path(metric, x, straight_length, solved)
+    stepped = path.length > (1 + STEPPED) * own
+    if not stepped.any():
+        return path
+    x[stepped], own[stepped], solved[stepped] = relax(
+        metric, x[stepped], box, max_iterations, 2 * SCAN
+    )
+    path = _path(metric, x, straight_length, solved)
+    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * own))
+
+
 def _path(metric: Metric, x: Tensor, straight_length: Tensor, solved: Tensor) -> Path:
     """The path with its honest length, converged where solver, quadrature and points allow."""
     length, error, _ = measure(metric, x, strict=False)
-    halved = measure(metric, torch.cat([x[:, :-1:2], x[:, -1:]], 1), strict=False)[0]
+    halved = measure(metric, torch.cat([x[:, :-1:2], x[:, -1:]], 1), COARSE_SCAN, strict=False)[0]
     settled = torch.isfinite(length) & (error <= SETTLED * length)
     fine = (
         halved - length

@@ -95,9 +95,14 @@ def positions(x: Tensor, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def _squares(metric: Metric, x: Tensor, segment: Tensor, u: Tensor) -> Tensor:
     """Squared speeds at u (p, nodes); infinite where the metric is not finite and positive."""
     t, v = positions(x, segment, u)
-    g = metric(t.flatten(0, 1)).unflatten(0, u.shape)
-    square = torch.einsum("pni,pqi->pq", v, torch.einsum("pqij,pnj->pqi", g, v))
+    g = torch.cat([metric(part) for part in t.flatten(0, 1).split(_rows(x))]).unflatten(0, u.shape)
+    square = ((g * v[:, :, None]).sum(3) * v).sum(2)
     return torch.where(square >= 0, square, torch.inf)
+
+
+def _rows(x: Tensor) -> int:
+    """Points of a call to the metric: on a CPU as many as a cache holds with their table cells."""
+    return 2**13 if x.device.type == "cpu" else 2**20
 
 
 def _integrate(metric: Metric, x: Tensor, segment: Tensor, left: Tensor, width: Tensor) -> Panels:
@@ -109,7 +114,9 @@ def _integrate(metric: Metric, x: Tensor, segment: Tensor, left: Tensor, width: 
     return Panels(segment, left, width, length, energy, torch.nan_to_num(error, nan=torch.inf))
 
 
-def measure(metric: Metric, x: Tensor, *, strict: bool = True) -> tuple[Tensor, Tensor, Panels]:
+def measure(
+    metric: Metric, x: Tensor, scan: int = SCAN, *, strict: bool = True
+) -> tuple[Tensor, Tensor, Panels]:
     """Length and error of the length of every curve, each (b,), and the panels.
 
     Raises:
@@ -117,7 +124,7 @@ def measure(metric: Metric, x: Tensor, *, strict: bool = True) -> tuple[Tensor, 
             does not settle, as at a pole (says where and what to do).
     """
     with torch.no_grad():
-        found = panels(metric, x)
+        found = panels(metric, x, scan=scan)
         length, error = (found.per_segment(a, x).sum(1) for a in (found.length, found.error))
         if strict:
             total = length[found.segment // (x.shape[1] - 1)]

@@ -12,9 +12,7 @@ from lib.geometry.metric import check_graph
 COARSEST = 16  # segments of the first level
 CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
 ROUNDING = 1e-9  # relative: what one quadrature may differ from the next by
-STEPPED = 1e-5  # relative: what a length may grow by on a finer set of nodes
 TOLERANCE = 1e-6  # square root of the relative shortening that the last step may still promise
-SCAN = 64  # fewest panels per curve while it still moves
 
 
 def block_size(x: Tensor) -> int:
@@ -22,41 +20,29 @@ def block_size(x: Tensor) -> int:
     return max(1, CPU_SEGMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
 
 
-def relax(metric: Metric, x: Tensor, box, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Shortest polylines of as many points as x from there, coarse to fine; (x, converged).
+def relax(
+    metric: Metric, x: Tensor, box, max_iterations: int, scan: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shortest polylines of as many points as x from there; (x, own length, converged).
 
-    A path that turns out longer on a finer set of nodes is relaxed again on that set.
+    From coarse to fine, the points equally spaced in length at the start of every level. `scan` is
+    the fewest panels on which a length is taken.
     """
-    x, converged = x.clone(), (x[:, 0] == x[:, -1]).all(1)
-    own = x.new_zeros(len(x))
-    rows = (~converged).nonzero()[:, 0]
-    for scan in (SCAN, 4 * SCAN):
-        if len(rows) == 0:
-            break
-        for some in rows.split(block_size(x)):
-            x[some], converged[some], own[some] = _descend(
-                metric, x[some], box, max_iterations, scan
-            )
-        with torch.no_grad():
-            true = panels(metric, x[rows], scan=4 * SCAN).curve_length(x[rows])
-        stepped = ~(true <= (1 + STEPPED) * own[rows])
-        rows = rows[stepped]
-    converged[rows] = False
-    return x, converged
-
-
-def _descend(metric: Metric, x: Tensor, box, max_iterations: int, scan: int):
-    """Levels of doubling numbers of points, equally spaced in length at first; with own lengths."""
     levels = [x.shape[1] - 1]
     while levels[-1] > COARSEST:
         levels.append((levels[-1] + 1) // 2)
     finest = TOLERANCE if metric.noise < 1e-10 else metric.noise**0.5
-    for segments in reversed(levels):
-        tolerance = finest if segments == levels[0] else 1e-3
-        x = redistribute(metric, x, segments + 1, scan)
-        x, converged = _newton(metric, x, box, tolerance, max_iterations, scan)
-    with torch.no_grad():
-        return x, converged, panels(metric, x, scan=scan).curve_length(x)
+    closed = (x[:, 0] == x[:, -1]).all(1)
+    x = torch.where(closed[:, None, None], x[:, :1], x)
+    length, converged, open_ = x.new_zeros(len(x)), closed.clone(), (~closed).nonzero()[:, 0]
+    for rows in open_.split(block_size(x)) if len(open_) else ():
+        curve = x[rows]
+        for segments in reversed(levels):
+            tolerance = finest if segments == levels[0] else 1e-3
+            curve = redistribute(metric, curve, segments + 1, scan)
+            curve, value, solved = _newton(metric, curve, box, tolerance, max_iterations, scan)
+        x[rows], length[rows], converged[rows] = curve, value.sqrt(), solved
+    return x, length, converged
 
 
 def redistribute(metric: Metric, x: Tensor, points: int, scan: int) -> Tensor:
@@ -91,6 +77,7 @@ class _System:
 def _newton(metric, x: Tensor, box, tolerance: float, max_iterations: int, scan: int):
     """Damped projected Newton on every path by itself; converged paths leave the batch."""
     result, converged = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    value = x.new_zeros(len(x))
     live = torch.arange(len(x), device=x.device)
     damping = x.new_zeros(len(x))
     system = _system(metric, x, scan)
@@ -104,7 +91,7 @@ def _newton(metric, x: Tensor, box, tolerance: float, max_iterations: int, scan:
         small = -slope * (1 + damping) <= tolerance**2 * system.value
         finished = solved & small & (slope <= 0)
         result[live] = torch.where(finished[:, None, None], trial, x)
-        converged[live] = finished
+        value[live], converged[live] = system.value, finished
         if finished.all():
             break
         go = ~finished
@@ -117,8 +104,8 @@ def _newton(metric, x: Tensor, box, tolerance: float, max_iterations: int, scan:
         system = new.where(accept, system)
         damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))
         damping = torch.where(damping < 1e-3, 0.0, damping)
-        result[live] = x
-    return result, converged
+        result[live], value[live] = x, system.value
+    return result, value, converged
 
 
 def _step(system: _System, x: Tensor, box, damping: Tensor) -> tuple[Tensor, Tensor]:
