@@ -13,12 +13,20 @@ from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points, check_positive
 from lib.geometry.graphs import graph_distance
-from lib.geometry.lengths import SCAN, as_double, in_double, in_own_precision, measure
+from lib.geometry.lengths import (
+    SCAN,
+    as_double,
+    bends,
+    excess,
+    in_double,
+    in_own_precision,
+    measure,
+)
 from lib.geometry.lengths import curve_energy as curve_energy
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
-from lib.geometry.relaxation import block_size, relax, segment_jet
+from lib.geometry.relaxation import Relaxation, block_size, segment_jet
 
 COARSE_SCAN = SCAN // 3  # fewest panels per curve while it still moves
 STEPPED = 1e-5  # of a length: what it may grow by on a finer set of nodes
@@ -201,14 +209,13 @@ def _check_way(metric: Metric, straight: Tensor) -> Tensor:
 
 def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_length: Tensor) -> Path:
     """Shortest paths from x; those that stepped over something are relaxed on finer panels."""
-    x, own, solved = relax(metric, x, box, max_iterations, COARSE_SCAN)
+    x, own, solved = Relaxation(metric, box, max_iterations, COARSE_SCAN)(x)
     path = _path(metric, x, straight_length, solved)
     stepped = path.length > (1 + STEPPED) * own
     if not stepped.any():
         return path
-    x[stepped], own[stepped], solved[stepped] = relax(
-        metric, x[stepped], box, max_iterations, 2 * SCAN
-    )
+    again = Relaxation(metric, box, max_iterations, 2 * SCAN)(x[stepped])
+    x[stepped], own[stepped], solved[stepped] = again
     path = _path(metric, x, straight_length, solved)
     return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * own))
 
@@ -216,11 +223,8 @@ def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_lengt
 def _path(metric: Metric, x: Tensor, straight_length: Tensor, solved: Tensor) -> Path:
     """The path with its honest length, converged where solver, quadrature and points allow."""
     length, error, _ = measure(metric, x, strict=False)
-    halved = measure(metric, torch.cat([x[:, :-1:2], x[:, -1:]], 1), COARSE_SCAN, strict=False)[0]
     settled = torch.isfinite(length) & (error <= SETTLED * length)
-    fine = (
-        halved - length
-    ) / 3 <= RESOLVED * length  # the excess is of second order in the spacing
+    fine = excess(bends(metric, x)[0]) <= RESOLVED * length
     return Path(x, length, error, straight_length, solved & settled & fine)
 
 

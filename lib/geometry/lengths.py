@@ -217,11 +217,30 @@ def equidistant(metric: Metric, curves, n: int) -> Tensor:
         raise ValueError(f"n = {n}; expected at least the two end points")
     x = as_curves(curves)
     metric = in_double(metric, x[:1, 0])
-    return spread(metric, x, measure(metric, x)[2], n)
+    share = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)[1:-1]
+    return spread(metric, x, measure(metric, x)[2], share)
 
 
-def spread(metric: Metric, x: Tensor, found: Panels, n: int) -> Tensor:
-    """n points equally spaced in metric length along the curves whose panels are given."""
+def bends(metric: Metric, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What leaving out each inner point would add to a curve, (b, points - 2); its segments."""
+    triples = torch.stack([x[:, :-2], x[:, 2:]], 2).flatten(0, 1)
+    with torch.no_grad():
+        found = panels(metric, x, scan=1)
+        parts = found.per_segment(found.length, x)
+        chords = panels(metric, triples, scan=2).curve_length(triples).view(len(x), -1)
+    return chords - parts[:, 1:] - parts[:, :-1], parts
+
+
+def excess(bend: Tensor) -> Tensor:
+    """Estimate of what more points would take off, (b,), of second order in the spacing.
+
+    Every second point left out would add half of all bends, and that is three times the excess.
+    """
+    return bend.clamp(min=0).sum(1) / 6
+
+
+def spread(metric: Metric, x: Tensor, found: Panels, share: Tensor) -> Tensor:
+    """The ends and, between them, points at given shares (b, n) or (n,) of the curves' lengths."""
     segments = x.shape[1] - 1
     rows = found.segment // segments
     count = torch.bincount(rows, minlength=len(x))
@@ -229,7 +248,6 @@ def spread(metric: Metric, x: Tensor, found: Panels, n: int) -> Tensor:
     along = found.length.cumsum(0)
     before = along - found.length
     start, total = before[first], along[first + count - 1] - before[first]
-    share = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)[1:-1]
     target = start[:, None] + total[:, None] * share
     panel = torch.searchsorted(along, target.flatten()).view_as(target)
     panel = panel.clamp(first[:, None], (first + count - 1)[:, None]).flatten()
@@ -243,7 +261,9 @@ def spread(metric: Metric, x: Tensor, found: Panels, n: int) -> Tensor:
         gap = step * (speed[:, :-1] @ WEIGHTS.to(x)) - rest
         step = step - gap / torch.where(speed[:, -1] > 0, speed[:, -1], torch.inf)
         step = step.clamp(min=0).minimum(width)
-    inner = positions(x, found.segment[panel], (left + step)[:, None])[0].view(len(x), n - 2, -1)
+    inner = positions(x, found.segment[panel], (left + step)[:, None])[0].view(
+        len(x), -1, x.shape[2]
+    )
     return torch.cat([x[:, :1], inner, x[:, -1:]], 1)
 
 
