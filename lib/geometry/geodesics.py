@@ -64,9 +64,10 @@ def geodesic(
     from coarse to fine; the metric is differentiated, not frozen; each step is one solve of a
     block-tridiagonal matrix, damped towards the Sobolev gradient where that is not positive.
 
-    A path has converged when a Newton step would shorten it by less than 1e-12 of its length (1e-7
-    in float32), the quadrature of its length is settled to 1e-4 also on a much finer set of nodes,
-    and more points would shorten it by less than about 1e-3. It is a local minimum.
+    A path has converged when a Newton step would shorten it by less than 1e-9 of its length (1e-6
+    for a metric in float32), the quadrature of its length is settled to 1e-4, on a finer set of
+    nodes too, and more points would shorten it by less than 1e-3. It is a local minimum: a global
+    one where `global_check` is fine enough.
 
     Args:
         metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.

@@ -17,8 +17,9 @@ from torch import Tensor
 from lib.geometry.checks import Metric
 
 SCAN = 192  # fewest panels of a curve whose length is reported
-TOLERANCE = 1e-6  # of a curve's length: where the two rules differ by less, no panel is halved
+TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
 UNSETTLED = 1e-3  # of a curve's length: error of a panel that no halving has mended
+MOST = 4096  # panels at once per curve: a metric of more noise than tolerance is cut no further
 HALVINGS = 40  # of one panel; the speed may have a jump or an integrable pole
 
 # The extension of the three-point Gauss rule (Kronrod, Nodes and Weights of Quadrature Formulas,
@@ -45,7 +46,7 @@ class Panels:
     def per_segment(self, values: Tensor, x: Tensor) -> Tensor:
         """Sums over the panels of each segment, (b, points - 1)."""
         total = values.new_zeros(len(x) * (x.shape[1] - 1)).index_add_(0, self.segment, values)
-        return total.view(len(x), -1)
+        return total.view(len(x), x.shape[1] - 1)
 
     def curve_length(self, x: Tensor) -> Tensor:
         """Length of every curve, (b,)."""
@@ -61,15 +62,19 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
     parts = (scan * share).ceil().clamp(min=1).long().flatten()
     segment = torch.repeat_interleave(parts)
     first = (parts.cumsum(0) - parts)[segment]
-    width = (1 / parts)[segment].to(x)
+    width = (1 / parts.to(x))[segment]
     left = (torch.arange(len(segment), device=x.device) - first) * width
-    kept, total, weight = [], x.new_zeros(len(x)), tolerance / max(segments, scan)
+    kept, total, weight = (
+        [],
+        x.new_zeros(len(x)),
+        max(tolerance, 10 * metric.noise) / max(segments, scan),
+    )
     for round in range(HALVINGS + 1):
         new = _integrate(metric, x, segment, left, width)
         curve = segment // segments
         known = total.index_add(0, curve, new.length)
         cut = (new.error > weight * known[curve]) & torch.isfinite(known[curve])
-        if round == HALVINGS or not cut.any():
+        if round == HALVINGS or not cut.any() or len(segment) > MOST * len(x):
             kept.append(new)
             break
         kept.append(Panels(*(column[~cut] for column in _columns(new))))
@@ -179,12 +184,15 @@ def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
 
 def in_own_precision(function: Callable[[Tensor], Tensor], t: Tensor):
     """The function on float64 points, called in float32 where it refuses others; its value at t."""
+    given = torch.float64
     try:
-        value, given = function(t), torch.float64
+        value = function(t)
     except RuntimeError as error:
-        if "dtype" not in str(error):
-            raise
-        value, given = function(t.float()), torch.float32
+        given = torch.float32
+        try:
+            value = function(t.float())
+        except RuntimeError:
+            raise error from None
     return lambda s: function(s.to(given)).double(), value
 
 
@@ -227,7 +235,7 @@ def bends(metric: Metric, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         found = panels(metric, x, scan=1)
         parts = found.per_segment(found.length, x)
-        chords = panels(metric, triples, scan=2).curve_length(triples).view(len(x), -1)
+        chords = panels(metric, triples, scan=2).curve_length(triples).view(len(x), x.shape[1] - 2)
     return chords - parts[:, 1:] - parts[:, :-1], parts
 
 

@@ -20,8 +20,7 @@ from lib.geometry.metric import check_graph
 COARSEST = 16  # segments of the first level
 GRADINGS = 3  # times that points move to where a path bends
 GRADED = 1e-4  # of a length: excess over the smooth curve from which they do
-TOLERANCE = 1e-6  # square root of the relative shortening that the last step may still promise
-ROUNDING = 1e-9  # relative: what one quadrature may differ from the next by
+ROUNDING = 1e-9  # of a length: what one quadrature may differ from the next by
 CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
 
 
@@ -54,7 +53,7 @@ class Relaxation:
         while levels[-1] > COARSEST:
             levels.append((levels[-1] + 1) // 2)
         for segments in reversed(levels):
-            tolerance = self._finest() if segments == levels[0] else 1e-3
+            tolerance = self._rounding() if segments == levels[0] else 1e-6
             x, length, solved = self._solve(
                 x, x.new_full((len(x), segments), 1 / segments), tolerance
             )
@@ -70,14 +69,15 @@ class Relaxation:
             if len(rows) == 0:
                 break
             share = _graded(bend[coarse], parts[coarse])
-            y, new, settled = self._solve(x[rows], share, self._finest())
+            y, new, settled = self._solve(x[rows], share, self._rounding())
             keep = settled & (new < length[rows])
             rows = rows[keep]
             x[rows], length[rows], solved[rows] = y[keep], new[keep], settled[keep]
         return x, length, solved
 
-    def _finest(self) -> float:
-        return TOLERANCE if self.metric.noise < 1e-10 else self.metric.noise**0.5
+    def _rounding(self) -> float:
+        """Relative difference of objectives that means nothing."""
+        return max(ROUNDING, 10 * self.metric.noise)
 
     def _solve(self, x: Tensor, share: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
         """Newton from the curves x cut into segments of the given shares of the length."""
@@ -96,7 +96,7 @@ class Relaxation:
             step, solved = _step(system, x, self.box, damping)
             trial = self._moved(x, step)
             slope = (system.gradient * (trial - x)[:, 1:-1]).sum((1, 2))
-            small = -slope * (1 + damping) <= tolerance**2 * system.value
+            small = -slope * (1 + damping) <= tolerance * system.value
             finished = solved & small & (slope <= 0)
             result[live] = torch.where(finished[:, None, None], trial, x)
             length[live], converged[live] = system.length, finished
@@ -106,7 +106,7 @@ class Relaxation:
             live, x, trial, solved, slope = (a[go] for a in (live, x, trial, solved, slope))
             damping, system, share = damping[go], system.rows(go), share[go]
             new = _system(self.metric, trial, share, self.scan)
-            accept = solved & (new.value <= (1 + ROUNDING) * system.value + 1e-4 * slope)
+            accept = solved & (new.value <= (1 + self._rounding()) * system.value + 1e-4 * slope)
             x = torch.where(accept[:, None, None], trial, x)
             system = new.where(accept, system)
             damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))

@@ -11,16 +11,24 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 from lib.geometry.geodesics import (
-    curve_energy,
-    curve_length,
-    equidistant,
     frozen_geodesic,
     geodesic,
     mixture_geodesic,
 )
 from lib.geometry.graphs import graph_distance
 from lib.geometry.grids import from_grid
-from lib.geometry.lengths import GAUSS_NODES, GAUSS_WEIGHTS, NODES, WEIGHTS
+from lib.geometry.lengths import (
+    GAUSS_NODES,
+    GAUSS_WEIGHTS,
+    NODES,
+    WEIGHTS,
+    bends,
+    curve_energy,
+    curve_length,
+    equidistant,
+    excess,
+    in_double,
+)
 from lib.geometry.metric import fisher_metric, in_coordinates
 from lib.geometry.relaxation import solve_tridiagonal
 
@@ -188,15 +196,15 @@ def test_energy_is_at_least_the_squared_length_with_equality_at_constant_speed()
         excess.append(curve_energy(categorical, path.points) / path.length.square() - 1)
     assert (excess[1] > 0).all()
     assert (excess[1] < 1e-4).all()
-    assert (3.8 < excess[0] / excess[1]).all()  # the speed within a segment evens out with 1 / N²
+    assert (excess[0] / excess[1] > 3.8).all()  # the speed within a segment evens out with 1 / N²
 
 
 def test_results_do_not_depend_on_the_batch():
     axis = torch.linspace(-3, 3, 40, dtype=F64)
     nodes = torch.cartesian_prod(axis, axis)
     table = from_grid((axis, axis), categorical(nodes).reshape(40, 40, 2, 2))
-    start, end = draw(600, -3, 3), draw(600, -3, 3, seed=1)
-    together, pick = geodesic(table, start, end, points=33), [0, 200, 599]
+    start, end = draw(200, -3, 3), draw(200, -3, 3, seed=1)
+    together, pick = geodesic(table, start, end, points=33), [0, 100, 199]
     alone = geodesic(table, start[pick], end[pick], points=33)
     torch.testing.assert_close(together.points[pick], alone.points, rtol=0, atol=1e-9)
     torch.testing.assert_close(together.length[pick], alone.length, rtol=1e-12, atol=0)
@@ -394,7 +402,7 @@ def test_categorical_laws_from_the_middle_to_the_edges():
     assert right_or_flagged(path, categorical_distance(start, end)) <= 1
 
 
-def random_metric(seed, waves=6, spread=0.5):
+def random_metric(seed, waves=4, spread=0.3):
     generator = torch.Generator().manual_seed(seed)
     a = spread * torch.randn(waves, 2, 2, dtype=F64, generator=generator)
     k = 2 * math.pi * torch.randint(-2, 3, (waves, 2), generator=generator).double()
@@ -407,7 +415,7 @@ def random_metric(seed, waves=6, spread=0.5):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_metrics_agree_with_a_fine_graph(seed):
     metric, box = random_metric(seed), [[0, 0], [1, 1]]
-    start, end = draw(6, 0.05, 0.95, seed), draw(6, 0.05, 0.95, seed + 50)
+    start, end = draw(6, (0.05, 0.05), (0.3, 0.95), seed), draw(6, (0.7, 0.05), 0.95, seed + 50)
     bound, _ = graph_distance(metric, start, end, box=box, resolution=72, reach=4)
     path = geodesic(metric, start, end, box=box, global_check=32)
     assert path.converged.all()
@@ -425,9 +433,18 @@ def test_cutting_a_polyline_finer_leaves_its_length_within_the_error():
     )
     fine = midpoint_length(metric, subdivided(curves, 3000))
     torch.testing.assert_close(fine, length, rtol=1e-6, atol=0)
-    path = geodesic(metric, curves[:, 0], curves[:, 1])
+    path = geodesic(metric, curves[:, 0], curves[:, 1], points=20)
     finer = curve_length(metric, subdivided(path.points, 16))
     assert ((finer - path.length).abs() <= path.length_error + 1e-12 * path.length).all()
+    assert (path.length_error < 1e-6 * path.length).all()
+
+
+def test_what_more_points_would_take_off_is_known():
+    metric = random_metric(1, spread=0.5)
+    start, end = draw(6, 0.05, 0.95), draw(6, 0.05, 0.95, seed=1)
+    path, fine = (geodesic(metric, start, end, points=n) for n in (65, 257))
+    estimate = excess(bends(in_double(metric, start), path.points)[0])
+    torch.testing.assert_close(estimate, path.length - fine.length, rtol=0.4, atol=1e-4)
 
 
 def test_a_path_that_too_few_points_cannot_follow_is_flagged():
@@ -475,7 +492,9 @@ def test_equidistant_points_divide_the_length_evenly():
     assert torch.equal(even[:, -1], curves[:, -1])
     refined = subdivided(curves, 200)
     nearest = (refined[:, None] - even[:, :, None]).norm(dim=3).argmin(2)
-    along = [curve_length(categorical, c[None, : n + 1]) for c, n in zip(refined, nearest[:, 4])]
+    along = [
+        curve_length(categorical, refined[k : k + 1, : n + 1]) for k, n in enumerate(nearest[:, 4])
+    ]
     torch.testing.assert_close(
         torch.cat(along), curve_length(categorical, curves) / 2, rtol=2e-3, atol=0
     )
@@ -604,7 +623,7 @@ def hole(t):
     (lambda: geodesic(gap, tensor([0.0]), tensor([1.0])), r"has no length: at t = \[0.500"),
     (lambda: curve_length(gap, tensor([0.0], [1.0])[None]), "has no length: at t"),
     (lambda: geodesic(normal_law, tensor([0, -1]), tensor([1, 1.5])), "its squared speed is"),
-    (lambda: geodesic(lambda t: t, START, END), r"metric returned \(3, 2\)"),
+    (lambda: geodesic(lambda t: t, START, END), r"metric returned \(1, 2\)"),
     (lambda: geodesic(lambda t: -categorical(t), START, END), "eigenvalue -"),
     (lambda: geodesic(lambda t: categorical(t).detach(), START, END), "frozen"),
     (lambda: geodesic(categorical, START * torch.nan, END), "start\\[0\\]"),
