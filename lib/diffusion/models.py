@@ -253,7 +253,8 @@ class Generator:
         if prompt is not None or guidance != 1.0:
             raise ValueError(
                 f"prompt = {prompt!r}, guidance = {guidance}: {self.source or 'this model'} is "
-                "unconditional; leave both out, or load a text model such as 'avatars-sd'"
+                "unconditional, it takes no text; leave both out, or load a text model such as "
+                "'avatars-sd'"
             )
 
     def _labels(self, labels: int | Sequence[int] | Tensor | None, x: Tensor) -> dict[str, Tensor]:

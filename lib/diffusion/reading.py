@@ -239,6 +239,13 @@ def _network(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             f"{folder} holds {files}, where the library looks for "
             "diffusion_pytorch_model.safetensors (a text encoder's is model.safetensors): rename it"
         ) from error
+    except RuntimeError as error:  # transformers alone raises it for shapes, torch for memory
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{folder}: weights of another shape than config.json says; fetch both from the same "
+            "place"
+        ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = [*report["missing_keys"], *report["mismatched_keys"]]
         raise ValueError(

@@ -3,6 +3,7 @@
 The second route is the library's own network, untouched, under torch.func.jvp in float64.
 """
 
+import copy
 import json
 
 import diffusers
@@ -145,7 +146,19 @@ def written(network, folder):
         for p in network.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=draw))
     network.save_pretrained(folder)
-    return network.double().eval().requires_grad_(False)
+    return in_order(network.double().eval().requires_grad_(False))
+
+
+def in_order(network):
+    """The network, which group norm's own forward rule in torch fails on with other strides."""
+    for part in network.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.register_forward_pre_hook(in_one_piece)
+    return network
+
+
+def in_one_piece(module, args):
+    return (args[0].clone(memory_format=torch.contiguous_format),)
 
 
 def pipeline(root, kind, change, tiny):
@@ -153,7 +166,6 @@ def pipeline(root, kind, change, tiny):
     torch.manual_seed(0)
     network = getattr(diffusers, kind)(**BASE[kind] | change)
     if kind in entries.AUTOENCODERS:
-        network.config.setdefault("_class_name", kind)
         stock = written(network, root / "vqvae")
         diffusers.UNet2DModel(**BASE["UNet2DModel"]).save_pretrained(root / "unet")
         parts = {"unet": "UNet2DModel", "scheduler": "DDIMScheduler", "vqvae": kind}
@@ -186,7 +198,7 @@ def assert_derivatives(generator, draw, x, **options):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
 
 
-@pytest.mark.parametrize(("kind", "change"), cases(entries.UNETS))
+@pytest.mark.parametrize(("kind", "change"), list(cases(entries.UNETS)))
 def test_honoured_entries_of_a_unet_give_what_the_library_gives(kind, change, tiny, tmp_path):
     root, stock = pipeline(tmp_path, kind, change, tiny)
     generator = models.load(root, device="cpu", dtype=torch.float64)
@@ -240,7 +252,7 @@ def _assert_taps(generator, stock, x, own, predict):
     torch.testing.assert_close(found, shifted, atol=1e-11, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "change"), cases(entries.AUTOENCODERS))
+@pytest.mark.parametrize(("kind", "change"), list(cases(entries.AUTOENCODERS)))
 def test_honoured_entries_of_an_autoencoder_give_what_the_library_gives(
     kind, change, tiny, tmp_path
 ):
@@ -260,7 +272,7 @@ def test_honoured_entries_of_an_autoencoder_give_what_the_library_gives(
         with pytest.raises(ValueError, match="piecewise constant"):
             models.load(root, device="cpu", differentiable=True)
         return
-    unet = generator.unet
+    unet = in_order(copy.deepcopy(generator.unet))
 
     def draw(y):
         for t, t_next in ((999, 0), (0, -1)):
@@ -299,7 +311,7 @@ def refused():
                 yield pytest.param(kind, entry, WRONG[entry], id=f"{kind}-{entry}-value")
 
 
-@pytest.mark.parametrize(("kind", "entry", "value"), refused())
+@pytest.mark.parametrize(("kind", "entry", "value"), list(refused()))
 def test_every_other_entry_is_refused_by_its_name(kind, entry, value, tmp_path):
     file, usual = tmp_path / "config.json", entries.defaults(kind).get(entry)
     assert value is not None and value != usual
