@@ -47,7 +47,8 @@ def test_published_configurations_have_the_published_sizes():
             for part, make in rehearsal.networks(kind).items():
                 sizes[kind, part] = sum(p.numel() for p in make().parameters())
     assert sizes["celebahq-256", "unet"] == 113_673_219
-    assert sizes["learned-sigma-256", "unet"] == 93_562_886
+    assert sizes["learned-sigma-256", "unet"] == 93_563_910
+    assert sizes["adm-lsun-256", "unet"] == 552_814_086
     assert sizes["sd-1.5", "unet"] == 859_520_964
     assert sizes["sd-1.5", "text_encoder"] == 123_060_480
     assert sizes["sd-2.1-base", "unet"] == 865_910_724

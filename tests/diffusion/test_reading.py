@@ -137,7 +137,7 @@ def test_other_autoencoders_and_widths_are_refused_by_name(tiny, tmp_path):
         models.load(folder)
     config = transformers.CLIPTextConfig(**rehearsal.TEXT_TINY | {"hidden_size": 24})
     transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    with pytest.raises(ValueError, match="gives 24 numbers a token, the U-Net takes {16}"):
+    with pytest.raises(ValueError, match=r"gives 24 numbers a token, the U-Net takes \{16\}"):
         models.load(folder)
     change(folder / "text_encoder" / "config.json", hidden_size=16)
     with pytest.raises(ValueError, match="text_encoder: weights of another shape"):
