@@ -3,7 +3,7 @@
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), appendix; Nichol and
 Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021). A checkpoint is tensors alone:
 its names tell depth, widths, attention and switches; heads, image size and noise are for the caller
-to say, as the published flags do. `python -m lib.diffusion.adm FILE FOLDER --image-size ...`
+to say, as the published flags do. `make convert ARGS="FILE FOLDER --image-size ..."`
 """
 
 import argparse
@@ -325,7 +325,7 @@ def _scheduler(noise_schedule: str, steps: int) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert one checkpoint from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.diffusion.adm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="convert", description=__doc__)
     parser.add_argument("file")
     parser.add_argument("target")
     parser.add_argument("--image-size", type=int, required=True)
