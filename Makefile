@@ -5,7 +5,13 @@
 .DEFAULT_GOAL := help
 
 PROFILE ?= quick
-NOTEBOOKS := $(notdir $(basename $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+# Lessons and evidence by name; copies made beside them (`01_ising-Copy1.ipynb`) are no targets.
+NAMED := sed -n 's/^\([0-9][0-9]_[a-z0-9_]*\)\.ipynb$$/\1/p'
+LESSONS := $(shell ls notebooks 2>/dev/null | $(NAMED))
+EVIDENCE := $(addprefix evidence/,$(shell ls notebooks/evidence 2>/dev/null | $(NAMED)))
+NOTEBOOKS := $(LESSONS) $(EVIDENCE)
+NUMBERS := $(sort $(foreach name,$(LESSONS),$(firstword $(subst _, ,$(name)))))
+NUMBERS += $(patsubst 0%,%,$(NUMBERS))
 
 # An active environment is used only if it meets the lock; else .venv, which `ready` sets up.
 PYTHON := $(shell for folder in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
@@ -17,13 +23,14 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard \
-	clean models pytest-first pytest-second
+.PHONY: help setup ready figures $(NOTEBOOKS) $(NUMBERS) test lint refresh student rehearse bench lab \
+	scorecard verify clean models pytest-first pytest-second
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
-	@for name in $(NOTEBOOKS); do printf '  %-18s run this notebook if it is stale\n' "$$name"; done
+	@for name in $(NOTEBOOKS); do printf '  %-28s run this notebook if it is stale\n' "$$name"; done
+	@echo "  $(wordlist 1,$(words $(LESSONS)),$(NUMBERS)): lesson and evidence of this number"
 
 setup: ## build .venv from requirements.lock and check that it works
 	@python=; for candidate in python3.11 python3 python; do \
@@ -53,7 +60,7 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS): ready
+$(NOTEBOOKS) $(NUMBERS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
 
 lint: ready ## ruff on .py and .ipynb
@@ -69,14 +76,14 @@ PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pyte
 
 pytest-first:
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
-	  tests/geometry tests/physics notebooks
+	  tests/geometry tests/physics $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 pytest-second:
-	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
+	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
 
-refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
+refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.md and README.md
 	$(PIPELINE) refresh
-	$(PIPELINE) scorecard --readme
+	$(PIPELINE) scorecard --write
 
 student: ready ## copies of the notebooks without solutions and outputs, in build/student/
 	$(PIPELINE) student
@@ -91,8 +98,11 @@ bench: ready ## every speed claim against its baseline, in one run
 lab: ready ## open the notebooks in JupyterLab
 	"$(PYTHON)" -m jupyterlab notebooks
 
-scorecard: ready ## print the scorecard
-	@$(PIPELINE) scorecard
+scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
+	@$(PIPELINE) scorecard --write
+
+verify: ready ## list what in figures/ is older than its code
+	@$(PIPELINE) verify
 
 clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ and .venv stay
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.kit import environment, sources
+from lib.kit import digests, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -120,7 +120,8 @@ def test_git_ignores_what_is_generated_and_nothing_else(path, ignored):
 @pytest.mark.parametrize("room", ["kit", "geometry", "physics", "diffusion"])
 def test_a_room_that_readers_may_take_alone_knows_no_other(room):
     modules = [f"lib.{room}.{path.stem}" for path in (ROOT / "lib" / room).glob("*.py")]
-    reached = {name.split(".")[1] for name in sources.closure(modules) if name != "lib"}
+    parts = digests.Library().closure([(module, "") for module in modules]).parts
+    reached = {module.split(".")[1] for module, _ in parts if module != "lib"}
     assert reached == {room}
 
 
@@ -139,14 +140,10 @@ def recipe_of(makefile, target):
 
 def test_the_two_halves_of_the_tests_are_all_of_them_once():
     makefile = (ROOT / "Makefile").read_text()
-    halves = [recipe_of(makefile, target).split() for target in ("pytest-first", "pytest-second")]
-    named = [path for half in halves for path in half if path.startswith("tests/")]
-    found = [file for path in named for file in collected(path)]
-    assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
-    assert sum(("--nbval-lax" in half) and ("notebooks" in half) for half in halves) == 1
-
-
-def collected(path):
-    """Test files below a folder, or those of a pattern."""
-    folder = ROOT / path
-    return list(folder.rglob("test_*.py")) if folder.is_dir() else list(ROOT.glob(path))
+    first, second = (
+        recipe_of(makefile, target).split() for target in ("pytest-first", "pytest-second")
+    )
+    named = {path for path in first if path.startswith("tests/")}
+    assert named == {path.removeprefix("--ignore=") for path in second if "--ignore" in path}
+    assert "tests" in second and all((ROOT / path).is_dir() for path in named)
+    assert "--nbval-lax" in first and "$(NOTEBOOKS:%=notebooks/%.ipynb)" in first
