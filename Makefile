@@ -110,4 +110,4 @@ clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ a
 
 models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights
 	"$(PYTHON)" -m lib.training.train $(if $(FROM),--from "$(FROM)")
-	"$(PYTHON)" -m lib.training.hspace
+	"$(PYTHON)" -m lib.hspace.fits

@@ -4,7 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib.training import avatars
+from lib.faces import avatars
 
 COUNT, REPEATS = 256, 4
 

@@ -8,7 +8,9 @@ The edited trajectory is timed alone, without its reconstruction, and shifted by
 import torch
 
 from benchmarks.sampling import PROMPT, pixel_model, seconds, text_model
-from lib.diffusion import directions, hspace, models, sampling
+from lib import hspace
+from lib.diffusion import models, sampling
+from lib.hspace import trained
 
 IMAGES, STEPS, REPEATS = 16, 4, 15  # short runs: the best one was not interrupted
 TRAINED = 128  # images behind one f_t in the profile quick
@@ -17,7 +19,7 @@ TARGETS = ((0.5, "at t_edit = 0.5 T", 1.6), (0.0, "over the edit interval", 2.1)
 
 def cost(generator: models.Generator, share: float, **text) -> float:
     """Time of the edit over that of the plain run, each the best of interleaved repeats."""
-    noise, block = generator.noise(IMAGES, 0), directions.DeltaBlock(generator)
+    noise, block = generator.noise(IMAGES, 0), trained.DeltaBlock(generator)
     run = {"steps": STEPS, "decode": False, "progress": False, **text}
     t_edit = share * len(generator.alphas)
 
@@ -34,7 +36,7 @@ def cost(generator: models.Generator, share: float, **text) -> float:
 
 def training_minutes(generator: models.Generator) -> float:
     """Minutes for one f_t on `TRAINED` images, from one batch of eight at t_edit = 0.4 T."""
-    from lib.training import hspace as training
+    from lib.hspace import fits as training
 
     noise, own = generator.noise(8, 0), {"t_edit": 0.4 * len(generator.alphas), "steps": 20}
     training.train_block(generator, "glasses", noise[:2], **own | {"steps": 2})  # loads CLIP

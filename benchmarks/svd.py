@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from lib.diffusion import svd
+from lib import svd
 from lib.diffusion.models import unit_normal
 
 SHAPES = {"pixel model": (3, 32, 32), "latent model": (4, 16, 16), "SD 2.1-base": (4, 64, 64)}

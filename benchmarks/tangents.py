@@ -6,7 +6,8 @@ Both differentiate the embedded pixel model along the two axes of a slice, throu
 import torch
 
 from benchmarks.sampling import seconds
-from lib.diffusion import models, slices
+from lib import slices
+from lib.diffusion import models
 from lib.geometry import metric
 
 POINTS, STEPS, REPEATS = 4, 3, 3

@@ -3,6 +3,12 @@
 import os
 
 import pytest
+import torch
+from denoisers import Denoiser, Gaussian
+
+from lib.diffusion import models, rehearsal
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +18,31 @@ def _no_kit_settings():
     settings = {name: os.environ.pop(name) for name in names}
     yield
     os.environ.update(settings)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """One tiny folder of random weights for each published configuration."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {k: rehearsal.write_random(k, root / k, tiny=True) for k in rehearsal.PUBLISHED}
+
+
+@pytest.fixture
+def gaussian():
+    return Gaussian()
+
+
+@pytest.fixture(scope="session")
+def pixel(tiny):
+    """A pixel model with real layers whose samples stay bounded."""
+    generator = models.load(tiny["celebahq-256"], device="cpu")
+    generator.unet = Denoiser(generator.unet, generator.alphas)
+    return generator
+
+
+@pytest.fixture(scope="session")
+def latent(tiny):
+    """A text model with real layers whose samples stay bounded."""
+    generator = models.load(tiny["sd-1.5"], device="cpu")
+    generator.unet = Denoiser(generator.unet, generator.alphas)
+    return generator

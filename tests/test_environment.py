@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.kit import digests, environment
+from lib.kit import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -115,14 +115,6 @@ def test_the_citation_file_is_valid():
 def test_git_ignores_what_is_generated_and_nothing_else(path, ignored):
     done = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT)
     assert done.returncode == (0 if ignored else 1)
-
-
-@pytest.mark.parametrize("room", ["kit", "geometry", "physics", "diffusion"])
-def test_a_room_that_readers_may_take_alone_knows_no_other(room):
-    modules = [f"lib.{room}.{path.stem}" for path in (ROOT / "lib" / room).glob("*.py")]
-    parts = digests.Library().closure([(module, "") for module in modules]).parts
-    reached = {module.split(".")[1] for module, _ in parts if module != "lib"}
-    assert reached == {room}
 
 
 def test_continuous_integration_runs_the_tests_and_hides_no_failure():

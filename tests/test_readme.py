@@ -42,7 +42,7 @@ def test_every_link_of_the_scorecard_leads_to_a_file():
 
 
 def test_the_faces_are_attributed():
-    from lib.training import avatars
+    from lib.faces import avatars
 
     assert avatars.attribution() in README
 

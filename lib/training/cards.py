@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lib.training import avatars
+from lib.faces import avatars
 
 
 def write_card(folder: Path, name: str, purpose: str, limits: str, metrics: dict) -> None:
@@ -18,7 +18,7 @@ license: mit
 {purpose} Weights in half precision, safetensors.
 
 Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
-faces drawn and rendered by `lib/training/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
+faces drawn and rendered by `lib/faces/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
 
 Measured on held-out label sets (`metrics.json`):
 

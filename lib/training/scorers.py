@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import judge
-from lib.training import avatars, captions
+from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
 from lib.training.train import Task
 

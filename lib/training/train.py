@@ -375,9 +375,9 @@ def _draw_samples(folder: Path, images: Tensor) -> None:
 
 def tasks() -> dict[str, Callable[[], Task]]:
     """Every network of the kit in the order of training, {name: function that gives its task}."""
-    from lib.training import generators, latents, scorers
+    from lib.training import ddpm, scorers, sd
 
-    return scorers.TASKS | generators.TASKS | latents.TASKS
+    return scorers.TASKS | ddpm.TASKS | sd.TASKS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,8 @@ import socket
 import pytest
 import torch
 
-from lib import judge
 from lib.diffusion import folders, models, sampling
+from lib.faces import judge
 
 TEXTS = (".json", ".md")
 

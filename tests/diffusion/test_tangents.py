@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.diffusion import hspace, mixture, models, rehearsal, sampling, slices, tangents
+from lib import hspace, slices
+from lib.diffusion import mixture, models, rehearsal, sampling, tangents
 from lib.geometry import metric
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import judge
-from lib.training import avatars, captions, scorers
+from lib.faces import avatars, captions, judge
+from lib.training import scorers
 
 
 def test_undefined_labels_carry_no_loss_and_no_gradient():

@@ -136,7 +136,8 @@ def test_a_step_cut_in_two_is_not_saved(tmp_path, monkeypatch):
 
 
 def test_a_real_network_resumes_bit_for_bit(tmp_path, monkeypatch):
-    from lib.training import avatars, scorers
+    from lib.faces import avatars
+    from lib.training import scorers
 
     monkeypatch.setitem(scorers.JUDGE_FACES, "a", 16)
     monkeypatch.setattr(avatars, "CACHE", tmp_path)

@@ -1,0 +1,122 @@
+"""Are generated faces as good as the data: complete, not washed out, not copied?
+
+Scores come from judge a and from pixels; nothing here is trained on generated images or controls.
+Images are float32 in [−1, 1], shape (n, 3, h, w).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib.faces import judge
+
+SATURATED = 0.75
+COMPONENTS = 400
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images convolved with a Gaussian of standard deviation `sigma` pixels, edges repeated."""
+    reach = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(images)
+    channels = images.shape[1]
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    across = F.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+def noisy(images: Tensor, sigma: float, *, seed: int = 0) -> Tensor:
+    """Images plus white noise of standard deviation `sigma`, clamped to [−1, 1]."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    return (images + sigma * noise.to(images)).clamp(-1, 1)
+
+
+def spliced(images: Tensor) -> Tensor:
+    """The left half of every image beside the right half of the next one."""
+    half = images.shape[-1] // 2
+    return torch.cat([images[..., :half], images.roll(-1, 0)[..., half:]], -1)
+
+
+def saturated(images: Tensor) -> Tensor:
+    """True where the absolute mean of an image exceeds 0.75: all but white or black, (n,) bool."""
+    return images.mean((1, 2, 3)).abs() > SATURATED
+
+
+@torch.no_grad()
+def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Tensor], Tensor]:
+    """A score fitted to rendered `faces`: images (n, 3, h, w) -> log-density (n,) + const.
+
+    Statistics y of an image (means over a 2 × 2 grid and root mean squares of every channel in the
+    first three stages of judge a, and the logarithmic size of the first and second differences of
+    its pixels), standardised, given the attributes o that the judge reads off the same image:
+
+        y | o ~ N(W o, Σ),   Σ = the leading principal components of the residuals plus σ² I,
+
+    probabilistic principal components (Tipping and Bishop 1999) of what the attributes leave open.
+
+    Raises:
+        ValueError: for fewer than twice as many faces as components, or images the judge refuses.
+    """
+    if len(faces) < 2 * components:
+        raise ValueError(
+            f"{len(faces)} faces for {components} components; give at least {2 * components}"
+        )
+    y, o = _statistics(faces)
+    mean, scale = y.mean(0), y.std(0) + 1e-4
+    weights = torch.linalg.lstsq(o, (y - mean) / scale, driver="gelsd").solution
+    residual = (y - mean) / scale - o @ weights
+    _, values, basis = torch.linalg.svd(residual, full_matrices=False)
+    variance = values.square() / len(residual)
+    basis, leading, rest = basis[:components], variance[:components], variance[components:].mean()
+
+    @torch.no_grad()
+    def score(images: Tensor) -> Tensor:
+        y, o = _statistics(images)
+        residual = (y - mean) / scale - o @ weights
+        inside = residual @ basis.T
+        outside = residual.square().sum(1) - inside.square().sum(1)
+        return -0.5 * ((inside.square() / leading).sum(1) + outside / rest)
+
+    return score
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics y (n, k) and one-hot read attributes with a constant (n, m)."""
+    parts = [_part(part) for part in images.split(256)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _part(images: Tensor) -> tuple[Tensor, Tensor]:
+    network = judge.load("a", device=images.device)
+    maps = network.layers(judge.resize(images, network.size))[:3]
+    means = [F.adaptive_avg_pool2d(f, 2).flatten(1) for f in maps]
+    sizes = [f.square().mean((2, 3)).sqrt() for f in maps]
+    slopes = [images.diff(n=n, dim=dim).flatten(2) for n in (1, 2) for dim in (-1, -2)]
+    edges = [s.square().mean(2).clamp(min=1e-8).log() for s in slopes]
+    read = judge.logits(images).values()
+    classes = [F.one_hot(z.argmax(1), z.shape[1]) for z in read]
+    constant = torch.ones(len(images), 1, device=images.device)
+    return torch.cat([*means, *sizes, *edges], 1).double(), torch.cat(
+        [constant, *classes], 1
+    ).double()
+
+
+def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """Root-mean-square pixel distance to the nearest of `reference` (m, 3, h, w), (n,).
+
+    Raises:
+        ValueError: when the images of the two sets differ in shape.
+    """
+    if images.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"images are {tuple(images.shape[1:])}, reference {tuple(reference.shape[1:])}; "
+            "resize one of them"
+        )
+    x = images.flatten(1)
+    best = torch.full((len(x),), math.inf, device=x.device)
+    for part in reference.flatten(1).split(4096):
+        best = torch.minimum(best, torch.cdist(x, part.to(x)).amin(1))
+    return best / x.shape[1] ** 0.5

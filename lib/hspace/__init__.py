@@ -1,0 +1,21 @@
+"""h-space, the semantic latent space of a frozen diffusion model: taps, shifts, edits (Asyrp)."""
+
+from lib.hspace.deltas import Delta, combine, constant, per_step
+from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct
+from lib.hspace.taps import MIDDLE, capture, h_shape, inject
+
+__all__ = [
+    "MIDDLE",
+    "Delta",
+    "Edit",
+    "asyrp",
+    "capture",
+    "combine",
+    "constant",
+    "edit",
+    "h_shape",
+    "inject",
+    "per_step",
+    "predictions",
+    "reconstruct",
+]

@@ -1,0 +1,184 @@
+"""The methods that Asyrp is compared with, on the same latents: ε-shift, mixing, guidance, tuning.
+
+Each returns images (n, c, h, w), not clipped, of latents (n, *latent_shape) at the noisiest time.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lib.diffusion.models import Generator
+from lib.diffusion.sampling import ddim, time_grid, update
+from lib.hspace.trained import directional_loss
+
+Gradient = Callable[[Tensor, int], Tensor]
+
+
+def epsilon_shift(
+    generator: Generator,
+    latents: Tensor,
+    changes: Mapping[int, Tensor],
+    *,
+    steps: int,
+    strength: float = 1.0,
+    symmetric: bool = False,
+) -> Tensor:
+    """x' = sqrt(α') P(ε + c Δε_t) + D(ε) at the grid times in `changes`, {t: (c, h, w)}.
+
+    symmetric: Δε in both terms. Raises ValueError when a time of `changes` is not on the grid.
+    """
+    known = set(time_grid(steps, len(generator.alphas)))
+    if not changes or not set(changes) <= known:
+        raise ValueError(
+            f"changes has the times {sorted(changes)}; give some of the grid of {steps} steps"
+        )
+
+    def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
+        shifted = eps + strength * changes[t].to(eps) if t in changes else eps
+        plain = shifted if symmetric else eps
+        return update(x, shifted, generator.alpha(t), generator.alpha(t_next), eps_direction=plain)
+
+    return ddim(generator, latents, steps=steps, step=step)
+
+
+def mix_latents(
+    generator: Generator,
+    latents: Tensor,
+    reference: Tensor,
+    *,
+    steps: int,
+    t_mix: float,
+    weight: float,
+    coarse: int = 1,
+) -> Tensor:
+    """Image guidance: x_t <- x_t + w (x_t^ref − x_t) while t >= t_mix, then plain DDIM.
+
+    x_t^ref is the trajectory of one latent, (1, *latent_shape), whose image has the attribute.
+    coarse: only the part blurred by this factor is mixed; 1 mixes everything.
+    Raises ValueError for a weight outside [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight = {weight}: choose 0 (no mixing) ... 1 (the reference)")
+    path: dict[int, Tensor] = {}
+    ddim(generator, reference, steps=steps, callback=lambda x, t, eps, rows: path.update({t: x}))
+
+    def mixed(x: Tensor, t: int) -> Tensor:
+        return x + weight * _blurred(path[t] - x, coarse) if t >= t_mix else x
+
+    def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
+        x = update(x, eps, generator.alpha(t), generator.alpha(t_next))
+        return mixed(x, t_next) if t_next in path else x
+
+    top = time_grid(steps, len(generator.alphas))[-1]
+    return ddim(generator, mixed(latents, top), steps=steps, step=step)
+
+
+def guide(
+    generator: Generator,
+    latents: Tensor,
+    gradient: Gradient,
+    *,
+    steps: int,
+    scale: float,
+    t_stop: float = 0,
+) -> Tensor:
+    """Classifier guidance: ε <- ε − s sqrt(1 − α_t) ∇_x log p(y | x_t), in both terms, t >= t_stop.
+
+    gradient(x, t) is the ∇ of a classifier that has seen noisy images (Dhariwal and Nichol 2021).
+    Raises ValueError for a scale that is not finite.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale = {scale}: give a finite number")
+
+    def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
+        alpha = generator.alpha(t)
+        if t >= t_stop:
+            eps = eps - scale * math.sqrt(1 - alpha) * gradient(x, t)
+        return update(x, eps, alpha, generator.alpha(t_next))
+
+    return ddim(generator, latents, steps=steps, step=step)
+
+
+def fine_tune(
+    generator: Generator,
+    latents: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    direction: Tensor,
+    *,
+    steps: int,
+    t_start: int,
+    rate: float = 2e-4,
+    batch: int = 8,
+    image_weight: float = 1.0,
+    short: int = 5,
+) -> Generator:
+    """A copy of the model, all of its weights tuned to one attribute (DiffusionCLIP, Kim 2022).
+
+    Source images come from the latents by `steps` steps. The copy decodes their latents at t_start,
+    taken along the same trajectories, in `short` steps, and its weights follow the gradient of
+    -log((1 + cos(ΔI, ΔT)) / 2) + w |image − source|_1 through all of them. encode, direction: as in
+    `directions.train`. Apply it with `ddim(tuned, x_start, steps=steps, start=t_start)`.
+    """
+    tuned = with_weights(generator, generator.unet.state_dict())
+    tuned.unet.requires_grad_(True)
+    optimiser = torch.optim.Adam(tuned.unet.parameters(), lr=rate)
+    for part in latents.split(batch):
+        middle = ddim(generator, part, steps=steps, stop=t_start)
+        source = ddim(generator, middle, steps=steps, start=t_start)
+        edited = _short_run(tuned, middle, _coarse_grid(generator, steps, t_start, short))
+        change = encode(edited) - encode(source)
+        cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
+        loss = directional_loss(cosine).mean() + image_weight * functional.l1_loss(edited, source)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    tuned.unet.requires_grad_(False)
+    return tuned
+
+
+def with_weights(generator: Generator, state: Mapping[str, Tensor]) -> Generator:
+    """A copy of the model whose U-Net has these weights, {name: tensor}; the copy is frozen."""
+    twin = copy.copy(generator)
+    twin.unet, twin._hash = copy.deepcopy(generator.unet), None
+    twin.unet.load_state_dict(state)
+    twin.unet.requires_grad_(False)
+    return twin
+
+
+def blend(generator: Generator, tuned: Generator, weight: float) -> Generator:
+    """The model with weights θ + w (θ_tuned − θ): the strength of a fine-tuned edit.
+
+    Raises ValueError for two networks of different shapes.
+    """
+    if not math.isfinite(weight):
+        raise ValueError(f"weight = {weight}: give a finite number")
+    old, new = generator.unet.state_dict(), tuned.unet.state_dict()
+    if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
+        raise ValueError("the two models have different networks; tune a copy of this one")
+    return with_weights(generator, {k: torch.lerp(old[k], new[k], weight) for k in old})
+
+
+def _short_run(generator: Generator, x: Tensor, times: Sequence[int]) -> Tensor:
+    """DDIM over the given falling times to the clean image, with its graph."""
+    for t, t_next in zip(times, [*times[1:], -1], strict=True):
+        eps = generator.epsilon(x, t)
+        x = update(x, eps, generator.alpha(t), generator.alpha(t_next))
+    return generator.decode(x)
+
+
+def _coarse_grid(generator: Generator, steps: int, t_start: int, short: int) -> list[int]:
+    """`short` falling times from the grid point nearest t_start."""
+    grid = time_grid(steps, len(generator.alphas))
+    start = min(grid, key=lambda t: abs(t - t_start))
+    return [round(start * (short - i) / short) for i in range(short)]
+
+
+def _blurred(x: Tensor, factor: int) -> Tensor:
+    if factor == 1:
+        return x
+    small = functional.avg_pool2d(x, factor)
+    return functional.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=False)

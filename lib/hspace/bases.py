@@ -1,0 +1,150 @@
+"""Directions that need no training: principal, Jacobian and pullback bases, and projection.
+
+Haas et al. 2023 (principal components and Jacobians of h), Park et al. 2023 (the pullback).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.diffusion.models import Generator, unit_normal
+from lib.hspace import taps
+
+
+def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Leading k principal directions of h (n, ...), and their standard deviations (k,).
+
+    Directions are (k, ...), orthonormal, computed in float64, with their largest entry positive.
+    """
+    if not 1 <= k < len(h):
+        raise ValueError(f"k = {k}: choose 1 ... {len(h) - 1}, fewer than the {len(h)} samples")
+    rows = h.double().flatten(1)
+    _, values, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    vectors = vectors[:k] * _sign(vectors[:k])
+    return vectors.view(k, *h.shape[1:]), values[:k] / math.sqrt(len(h) - 1)
+
+
+def project(change: Tensor, protected: Sequence[Tensor]) -> Tensor:
+    """(I - V (V^T V)^-1 V^T) change: the part that leaves the protected directions alone.
+
+    change and each protected direction have one shape; dependent directions are allowed.
+    """
+    span = torch.stack([v.double().flatten() for v in protected], dim=1)
+    own = change.double().flatten()
+    remainder = own - span @ (torch.linalg.pinv(span) @ own)
+    return remainder.view_as(change).to(change.dtype)
+
+
+class Basis(NamedTuple):
+    """Leading singular triplets of a Jacobian: J inputs_i = values_i outputs_i."""
+
+    inputs: Tensor
+    values: Tensor
+    outputs: Tensor
+
+
+def jacobian_directions(
+    generator: Generator, x: Tensor, t: int, *, k: int = 3, mask: Tensor | None = None, **solver
+) -> Basis:
+    """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
+
+    x: (1, *latent_shape); mask: weights on eps, such as a region of the image. inputs are
+    (k, *h), outputs (k, *latent_shape). Options and errors as in `singular_basis`.
+    """
+    shape = taps.h_shape(generator)
+
+    def predict(change: Tensor) -> Tensor:
+        with taps.inject(generator, lambda h, t: change):
+            eps = generator.epsilon(x, t)[0]
+        return eps if mask is None else eps * mask
+
+    return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
+
+
+def pullback_basis(generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver) -> Basis:
+    """Directions of x that change h most: singular vectors of dh / dx_t (Park et al.).
+
+    x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). Options and errors as in
+    `singular_basis`.
+    """
+
+    def bottleneck(point: Tensor) -> Tensor:
+        with taps.capture(generator) as h:
+            generator.epsilon(point[None], t)
+        return h[int(t)][0]
+
+    return singular_basis(bottleneck, x[0], k, **solver)
+
+
+def pullback_move(
+    generator: Generator, x: Tensor, t: int, v: Tensor, *, step: float, reach: float, repeats: int
+) -> Tensor:
+    """x <- x + step (eps(x + reach v) - eps(x)), `repeats` times with v fixed (Park et al.).
+
+    x: (n, *latent_shape) at time t, to be sampled plainly from there; v: a unit input direction.
+    """
+    with torch.no_grad():
+        for _ in range(repeats):
+            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t).chunk(2)
+            x = x + step * (moved - plain)
+    return x
+
+
+def singular_basis(
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    k: int,
+    *,
+    iterations: int = 50,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Basis:
+    """Leading k singular triplets of the Jacobian of `function` at `point`, by subspace iteration.
+
+    V <- orth(J^T J V), until the largest principal angle between successive subspaces is below
+    `tolerance` (radians); warns if it is not. Signs: the largest entry of each input is positive.
+    Raises ValueError where the network has no forward-mode derivative, or for k out of range.
+    """
+    if not 1 <= k <= point.numel():
+        raise ValueError(f"k = {k}: choose 1 ... {point.numel()}")
+    value, pull = torch.func.vjp(function, point)
+    pull_all = torch.func.vmap(lambda u: pull(u.view_as(value))[0].flatten())
+    push_all = torch.func.vmap(
+        lambda v: torch.func.jvp(function, (point,), (v.view_as(point),))[1].flatten()
+    )
+    vectors = torch.stack([unit_normal(point.shape, seed, i).flatten() for i in range(k)], 1)
+    vectors = torch.linalg.qr(vectors.to(point)).Q
+    try:
+        for _ in range(iterations):
+            new = torch.linalg.qr(pull_all(push_all(vectors.T)).T).Q
+            angle = torch.linalg.matrix_norm(new - vectors @ (vectors.T @ new), 2)
+            vectors = new
+            if angle < tolerance:
+                break
+        else:
+            warnings.warn(
+                f"subspace still turns by {angle:.1e}; allow more iterations", stacklevel=2
+            )
+        images = push_all(vectors.T)
+    except RuntimeError as error:
+        # With the channels innermost the fused norm has no rule either, and complains of views.
+        if not isinstance(error, NotImplementedError) and "view size" not in str(error):
+            raise
+        raise ValueError(
+            "the network has no forward-mode derivative; load it with differentiable=True"
+        ) from error
+    left, values, right = torch.linalg.svd(images.T, full_matrices=False)
+    inputs, outputs = right @ vectors.T, left.T
+    sign = _sign(inputs)
+    return Basis(
+        (sign * inputs).view(k, *point.shape), values, (sign * outputs).view(k, *value.shape)
+    )
+
+
+def _sign(rows: Tensor) -> Tensor:
+    """(k, 1) signs that make the largest entry of each row positive."""
+    return rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()

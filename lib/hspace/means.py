@@ -1,0 +1,202 @@
+"""Averages over samples: mean Δh of an f_t, labelled mean differences of h, mean Δε of a Δh.
+
+All come as `deltas.PerStep`: {t: change}, and callable as a Δh.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.diffusion.models import Generator, unit_normal
+from lib.diffusion.sampling import _downward, ddim, time_grid, update
+from lib.hspace import bases, editing, taps
+from lib.hspace.deltas import Delta, PerStep, combine, per_step
+
+Labels = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Means(NamedTuple):
+    """Mean Δh over samples at each edited time, {t: (C, h, w)}, and their mean over the times."""
+
+    per_step: PerStep
+    overall: Tensor
+
+
+def mean_over_samples(
+    generator: Generator, latents: Tensor, delta: Delta, **options: object
+) -> Means:
+    """Δh_t^mean = Σ_i Δh_t(h_i) / N and Δh^global = Σ_t Δh_t^mean / T_e (Asyrp, Sec. 5.3).
+
+    The h_i lie on the edited trajectories of the latents; `options` are those of `editing.edit`.
+    Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def record(h: Tensor, t: int) -> Tensor:
+        change = delta(h, t).expand_as(h)
+        sums[t] = sums.get(t, 0) + change.sum(0)
+        return change
+
+    record.owners = getattr(delta, "owners", frozenset())
+    with torch.no_grad():
+        editing.edit(generator, latents, record, decode=False, **options)
+    if not sums:
+        raise ValueError("no step was edited; choose a smaller t_edit")
+    mean = per_step({t: total / len(latents) for t, total in sums.items()})
+    return Means(mean, torch.stack(mean.changes).mean(0))
+
+
+def mean_difference(h: Mapping[int, Tensor], labels: Sequence[bool]) -> PerStep:
+    """v_t = mean h_t of the samples with the attribute minus that of those without (Haas et al.).
+
+    h: {t: (n, C, height, width)} from `taps.capture`; labels: (n,). Raises ValueError for another
+    number of labels, and for labels that are all alike.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.bool)
+    if any(labels.shape != (len(rows),) for rows in h.values()):
+        raise ValueError(f"{labels.numel()} labels for h of {len(next(iter(h.values())))} rows")
+    if bool(labels.all()) or not bool(labels.any()):
+        raise ValueError("the labels are all alike; give samples with and without the attribute")
+    return per_step({t: rows[labels].mean(0) - rows[~labels].mean(0) for t, rows in h.items()})
+
+
+def labelled_differences(
+    generator: Generator,
+    latents: Tensor,
+    label: Labels,
+    *,
+    steps: int,
+    layers: Sequence[str] = (taps.MIDDLE,),
+    halves: int = 0,
+    batch: int = 16,
+    prompt: str | None = None,
+) -> dict[str, dict[str, PerStep]]:
+    """`mean_difference` of every attribute at every layer, from one run: {layer: {name: {t: v}}}.
+
+    The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
+    running sums are kept. A name whose labels are all alike is left out. halves: at the first
+    layer, as many differences between random halves of the samples, "half 0" ...: chance alone.
+    """
+    coins = [torch.randint(2, (len(latents),), generator=_rng(i)).bool() for i in range(halves)]
+    sums: dict[tuple[str, int], Tensor] = {}  # (1 + names, values): all rows, then each group
+    shapes: dict[str, torch.Size] = {}
+    groups = []
+    for index in torch.arange(len(latents)).split(batch):
+        with ExitStack() as stack:
+            captured = {k: stack.enter_context(taps.capture(generator, layer=k)) for k in layers}
+            run = {"steps": steps, "batch": len(index), "prompt": prompt, "progress": False}
+            found = label(ddim(generator, latents[index], **run))
+        everyone = torch.ones(len(index), dtype=torch.bool)
+        rows = torch.stack(
+            [everyone, *(v.cpu() for v in found.values()), *(c[index] for c in coins)]
+        )
+        groups.append(rows.sum(1))
+        for layer, t, values in ((k, t, v) for k, h in captured.items() for t, v in h.items()):
+            own = rows if layer == layers[0] else rows[: 1 + len(found)]
+            sums[layer, t] = sums.get((layer, t), 0) + own.to(values) @ values.flatten(1)
+            shapes[layer] = values.shape[1:]
+    count, names = torch.stack(groups).sum(0), [*found, *(f"half {i}" for i in range(halves))]
+    times = sorted({t for _, t in sums})
+
+    def difference(layer: str, t: int, i: int) -> Tensor:
+        total = sums[layer, t]
+        without = (total[0] - total[i]) / (count[0] - count[i])
+        return (total[i] / count[i] - without).view(shapes[layer])
+
+    def known(layer: str) -> list[int]:
+        """Rows of the sums at this layer whose labels differ."""
+        return [i for i in range(1, len(sums[layer, times[0]])) if 0 < count[i] < count[0]]
+
+    return {
+        k: {names[i - 1]: per_step({t: difference(k, t, i) for t in times}) for i in known(k)}
+        for k in layers
+    }
+
+
+def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
+    """One Gaussian direction with the norm of each Δ_t: what a direction without meaning does."""
+    shape = next(iter(changes.values())).shape
+    draw = unit_normal(tuple(shape), seed)
+    return per_step({t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()})
+
+
+def noise_like(norms: Mapping[int, float], shape: Sequence[int], seed: int) -> PerStep:
+    """Gaussian noise of its own at each time with the given norm there, {t: shape}."""
+    draws = {t: unit_normal(tuple(shape), seed, t) for t in norms}
+    return per_step({t: norms[t] * v / v.norm() for t, v in draws.items()})
+
+
+def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Tensor]]) -> PerStep:
+    """`bases.project` at every time: the part of Δ_t that the protected ones do not share."""
+    return per_step(
+        {t: bases.project(v, [other[t] for other in protected]) for t, v in changes.items()}
+    )
+
+
+def agreement(changes: Mapping[int, Tensor], *, above: float = 0) -> float:
+    """Mean cosine of the changes of all pairs of times t >= above: 1 for one direction.
+
+    Raises ValueError for fewer than two such times.
+    """
+    rows = torch.stack([v.double().flatten() for t, v in sorted(changes.items()) if t >= above])
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} times lie at or above {above}; a pair is needed")
+    unit, n = torch.nn.functional.normalize(rows, dim=1), len(rows)
+    return float(((unit @ unit.T).sum() - n) / (n * (n - 1)))
+
+
+def mean_epsilon(generator: Generator, latents: Tensor, delta: Delta, **options: object) -> PerStep:
+    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
+
+    The partner of a Δh in ε-space: on a single sample it makes the same edit. options: steps,
+    t_edit, strength c and batch. Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+    for t, change in _epsilon_changes(generator, latents, delta, **options):
+        sums[t] = sums.get(t, 0.0) + change.sum(0)
+    return per_step({t: total / len(latents) for t, total in sums.items()})
+
+
+def epsilon_norms(
+    generator: Generator, latents: Tensor, delta: Delta, **options: object
+) -> dict[int, float]:
+    """Mean over samples of ‖ε(x_t | c Δh_t) − ε(x_t)‖, {t: norm}; arguments of `mean_epsilon`.
+
+    What one sample's prediction moves by; the norm of the mean is smaller.
+    """
+    sums: dict[int, float] = {}
+    for t, change in _epsilon_changes(generator, latents, delta, **options):
+        sums[t] = sums.get(t, 0.0) + float(change.flatten(1).norm(dim=1).sum())
+    return {t: total / len(latents) for t, total in sums.items()}
+
+
+def _epsilon_changes(
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    *,
+    steps: int,
+    t_edit: float,
+    strength: float = 1.0,
+    batch: int = 8,
+) -> Iterator[tuple[int, Tensor]]:
+    """Pairs of a time and ε(x_t | c Δh_t) − ε(x_t) of a batch, along the edited trajectories."""
+    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
+    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
+    if not pairs:
+        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
+    scaled = combine({delta: strength})
+    for x in latents.split(batch):
+        for t, t_next in pairs:
+            with torch.no_grad():
+                eps, plain = editing.predictions(generator, x, t, scaled)
+            yield t, eps - plain
+            alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
+            x = update(x, eps, alpha, alpha_next, eps_direction=plain)
+
+
+def _rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,167 @@
+"""Taps on a U-Net: h, the output of its deepest block, read and shifted in every pass.
+
+Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (2023). h is the output
+of the mid-block, before the first skip connection joins it; the skips stay as they are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from lib.diffusion.models import Generator
+from lib.hspace.deltas import Delta
+
+Rows = Sequence[bool] | Sequence[int] | slice | None
+MIDDLE = "mid_block"
+_shifted: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def capture(generator: Generator, *, layer: str = MIDDLE) -> Iterator[dict[int, Tensor]]:
+    """Collect h at every training time that the network sees: {t: (n, channels, height, width)}.
+
+    Rows come in the order of the calls, so that a run in batches gives those of its latents; with
+    guidance each call holds the negative rows first. Opened inside `inject`, it sees h + Δh, and
+    outside, h. layer: another block of the U-Net, such as "up_blocks.0". Raises ValueError for a
+    model without that block.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keep(h: Tensor, t: int) -> Tensor:
+        found[t] = torch.cat([found[t], h]) if t in found else h.clone()
+        return h
+
+    with _tap(generator, layer, keep):
+        yield found
+
+
+@contextmanager
+def inject(
+    generator: Generator, delta: Delta, *, rows: Rows = None, layer: str = MIDDLE
+) -> Iterator[None]:
+    """Shift h by delta(h, t) in every pass of the network, h <- h + Δh, until the block ends.
+
+    delta maps h (n, channels, height, width) and an integer time to Δh of that shape, or of one
+    sample's. rows: which rows of the network's batch are shifted, as a slice, indices, or booleans;
+    booleans are repeated where guidance makes the batch larger. layer: as in `capture`.
+    Raises ValueError for a second injection on the same U-Net, a model without the block, and a Δh
+    of another shape or trained on another model.
+    """
+    _check_owner(generator, delta)
+
+    def shift(h: Tensor, t: int) -> Tensor:
+        if rows is None:
+            return h + _fitting(delta(h, t), h)
+        chosen = _mask(rows, len(h)).to(h.device)
+        moved = h.clone()
+        moved[chosen] = h[chosen] + _fitting(delta(h[chosen], t), h[chosen])
+        return moved
+
+    if generator.unet in _shifted:
+        raise ValueError(
+            "this U-Net is being shifted already; leave that block first, or add the two shifts "
+            "with hspace.combine"
+        )
+    with _tap(generator, layer, shift):
+        _shifted.add(generator.unet)
+        try:
+            yield
+        finally:
+            _shifted.discard(generator.unet)
+
+
+def h_shape(generator: Generator, *, layer: str = MIDDLE) -> tuple[int, ...]:
+    """(channels, height, width) of one sample's h, read off a dummy pass."""
+    with torch.no_grad(), capture(generator, layer=layer) as h:
+        generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0)
+    return tuple(h[0].shape[1:])
+
+
+@contextmanager
+def _tap(generator: Generator, layer: str, see: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
+    """Let see(h, t) replace the output of one block in every pass of the U-Net."""
+    unet, block = generator.unet, _block(generator, layer)
+    state = {"t": None, "fired": 0}
+
+    def before(module: nn.Module, args: tuple) -> None:
+        state.update(t=args[1], fired=0)
+
+    def at(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        state["fired"] += 1
+        if isinstance(output, tuple):  # a down block: its skips go on unchanged
+            return (see(output[0], _one_time(state["t"])), *output[1:])
+        return see(output, _one_time(state["t"]))
+
+    def after(module: nn.Module, args: tuple, output: object) -> None:
+        if state["fired"] != 1:
+            raise RuntimeError(f"{layer} ran {state['fired']} times in one pass, expected once")
+
+    handles = []
+    try:
+        handles.append(unet.register_forward_pre_hook(before))
+        handles.append(block.register_forward_hook(at))
+        handles.append(unet.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _block(generator: Generator, layer: str) -> nn.Module:
+    block: object = generator.unet
+    for name in layer.split("."):
+        block = getattr(block, name, None)
+    if not isinstance(block, nn.Module):
+        raise ValueError(
+            f"{generator.source or 'this model'} has no {layer}: h-space needs a UNet2DModel or "
+            "UNet2DConditionModel with a mid-block; other layers are up_blocks.i and down_blocks.i"
+        )
+    if getattr(generator.unet, "_compiled_call_impl", None) is not None:
+        raise ValueError("a compiled U-Net may ignore hooks; load the model without fast=True")
+    return block
+
+
+def _one_time(t: Tensor | int) -> int:
+    times = set(torch.as_tensor(t).reshape(-1).tolist())
+    if len(times) != 1:
+        raise ValueError(f"one pass holds the times {sorted(times)}; give all rows the same time")
+    return int(times.pop())
+
+
+def _mask(rows: Rows, n: int) -> Tensor:
+    """Booleans (n,) of the chosen rows."""
+    index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+    if not isinstance(rows, slice) and index.dtype == torch.bool:
+        if index.ndim != 1 or len(index) == 0 or n % len(index):
+            raise ValueError(f"rows has {index.numel()} booleans for a batch of {n}; give {n}")
+        return index.repeat(n // len(index))
+    mask = torch.zeros(n, dtype=torch.bool)
+    try:
+        mask[index] = True
+    except IndexError as error:
+        raise ValueError(f"rows = {rows} does not fit a batch of {n}; choose 0 ... {n - 1}") from (
+            error
+        )
+    return mask
+
+
+def _fitting(change: Tensor, h: Tensor) -> Tensor:
+    shape = tuple(change.shape)
+    if shape not in (tuple(h.shape), (1, *h.shape[1:]), tuple(h.shape[1:])):
+        raise ValueError(
+            f"Δh has shape {shape}, but h of this model is {tuple(h.shape[1:])} for each of "
+            f"{len(h)} rows; find Δh on the same model and layer"
+        )
+    return change.to(h.dtype)
+
+
+def _check_owner(generator: Generator, delta: Delta) -> None:
+    owners = getattr(delta, "owners", frozenset())
+    if owners and owners != {generator.weight_hash}:
+        raise ValueError(
+            f"Δh was found on the model with weights {', '.join(sorted(owners))}, and this is "
+            f"{generator.weight_hash}; train it on this model"
+        )

@@ -1,0 +1,251 @@
+"""Is a border fractal? Box counting, automatic zooms, and what rounding leaves to see.
+
+A claim about structure at some scale needs three things: a window above the resolution of the
+number format, differences above the noise floor, and controls of known dimension.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.intervals import Values, as_array
+from lib.slices.borders import crossings
+from lib.slices.maps import Evaluate
+from lib.slices.plane import grid
+
+
+class Dimension(NamedTuple):
+    """A box-counting dimension with the standard error of its slope and its scale window.
+
+    sizes: box edges in grid cells; counts: boxes of that size that meet the set.
+    """
+
+    dimension: float
+    standard_error: float
+    sizes: np.ndarray
+    counts: np.ndarray
+
+
+def box_counting(mask: Values, *, smallest: int = 1, largest: int | None = None) -> Dimension:
+    """Box-counting dimension of a set of grid cells, the slope of log N(s) against −log s.
+
+    Boxes of edges smallest · 2^k, up to `largest` (by default a sixteenth of the shorter side, at
+    least 4); N is the least over four positions of the boxes, because shifted boxes cover the ends
+    of a set twice. The standard error is that of the least-squares slope; counts of nested boxes
+    are correlated, so the spread over several borders says more.
+
+    Raises:
+        ValueError: a mask that is not two-dimensional or is empty, or fewer than three sizes.
+    """
+    mask = np.asarray(mask, bool)
+    if mask.ndim != 2 or not mask.any():
+        raise ValueError(
+            f"mask of shape {mask.shape} with {mask.sum()} cells; expected a set in 2-D"
+        )
+    largest = max(min(mask.shape) // 16, 4) if largest is None else largest
+    sizes = np.array([smallest * 2**k for k in range(32) if 1 <= smallest * 2**k <= largest])
+    if len(sizes) < 3:
+        raise ValueError(
+            f"box sizes {sizes.tolist()} from smallest = {smallest} to largest = {largest}: at "
+            "least three are needed for a slope with an error; use a finer grid"
+        )
+    counts = np.array([_boxes(mask, int(s)) for s in sizes])
+    x, y = -np.log(sizes), np.log(counts)
+    x = x - x.mean()
+    slope = x @ y / (x @ x)
+    residual = y - y.mean() - slope * x
+    error = np.sqrt(residual @ residual / (len(x) - 2) / (x @ x))
+    return Dimension(float(slope), float(error), sizes, counts)
+
+
+def _boxes(mask: np.ndarray, size: int) -> int:
+    """Boxes of one size that meet the set, the fewest among shifts by half a box."""
+    shifts = [(a, b) for a in (0, size // 2) for b in (0, size // 2)]
+    counts = []
+    for shift in shifts:
+        padding = [(s, -(n + s) % size) for s, n in zip(shift, mask.shape, strict=True)]
+        rows, columns = (padded := np.pad(mask, padding)).shape
+        boxes = padded.reshape(rows // size, size, columns // size, size)
+        counts.append(boxes.any((1, 3)).sum())
+    return int(min(counts))
+
+
+def line_spread(
+    points: int, *, lines: int = 1, draws: int = 200, seed: int = 0, **options: int
+) -> tuple[float, float]:
+    """Dimension that straight lines get on a grid of `points` a side: mean and deviation.
+
+    `lines` together, of random directions, within a quarter of the side of the middle, counted as
+    any border: several lines fill more boxes. The deviation is the error of one box count at this
+    size, and options are those of `box_counting`. Raises ValueError for no line, and draws < 2.
+    """
+    if lines < 1 or draws < 2:
+        raise ValueError(f"lines = {lines}, draws = {draws}: take a line and two draws at least")
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(*[np.linspace(-0.5, 0.5, points)] * 2, indexing="ij")
+    found = []
+    for _ in range(draws):
+        angle, offset = rng.uniform(0, np.pi, lines), rng.uniform(-0.25, 0.25, lines)
+        sides = x[..., None] * np.cos(angle) + y[..., None] * np.sin(angle) > offset
+        drawn = np.logical_or.reduce([border(side) for side in np.moveaxis(sides, -1, 0)])
+        found.append(box_counting(drawn, **options).dimension)
+    return float(np.mean(found)), float(np.std(found, ddof=1))
+
+
+def border(labels: Values) -> np.ndarray:
+    """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h).
+
+    Raises ValueError for labels that are not on a grid.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or min(labels.shape) < 2:
+        raise ValueError(f"labels have shape {labels.shape}; expected a grid (g, h) of 2 and more")
+    first = labels[:-1, :-1]
+    others = (labels[1:, :-1], labels[:-1, 1:], labels[1:, 1:])
+    return np.logical_or.reduce([first != other for other in others])
+
+
+_CORNERS = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])  # of a cell, round it
+
+
+class Zoom(NamedTuple):
+    """One magnification of a border: centre (2,), edge of the window, labels (points, points)."""
+
+    centre: np.ndarray
+    window: float
+    labels: np.ndarray
+
+
+def zoom(
+    classify: Evaluate,
+    *,
+    levels: int,
+    factor: float = 10.0,
+    points: int = 64,
+    centre: Sequence[float] = (0.5, 0.5),
+    window: float = 1.0,
+    resolution: float = 0.0,
+) -> list[Zoom]:
+    """Windows that shrink by `factor` onto the border nearest to the middle of the one before.
+
+    The border is located between two grid points by section, to a fifth of the next window's
+    spacing, so a factor may be larger than the number of points. Ends early, at the first window
+    that holds a single label. For several borders start from several centres, with a smaller first
+    window.
+
+    Args:
+        classify: coordinates (n, 2) -> labels (n,).
+        levels: number of windows, the first of edge `window` round `centre`.
+        resolution: smallest step of the number format, `Slice.resolution(dtype)`.
+
+    Raises:
+        ValueError: a last window below points · resolution, naming the smallest useful one; a
+            factor that does not shrink; a window that is larger than the slice; a centre outside
+            it; no level, fewer than two points; labels that are not one for each point.
+    """
+    if levels > 1 and not factor > 1:
+        raise ValueError(f"factor = {factor}: choose one above 1, by which each window shrinks")
+    inside = len(centre) == 2 and all(0 <= c <= 1 for c in centre)
+    if levels < 1 or points < 2 or not inside:
+        raise ValueError(
+            f"levels = {levels}, points = {points}, centre = {list(centre)}; expected at least one "
+            "level, two points a side, and a centre (alpha, beta) in [0, 1]²"
+        )
+    if not 0 < window <= 1:
+        raise ValueError(f"window = {window}: choose an edge above 0 and up to 1, the whole slice")
+    check_window(window / factor ** (levels - 1), points, resolution)
+    found: list[Zoom] = []
+    middle = np.asarray(centre, dtype=float)
+    for level in range(levels):
+        edge = window / factor**level
+        middle = middle.clip(edge / 2, 1 - edge / 2)
+        low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
+        labels = np.asarray(classify(grid(points, low=low, high=high)))
+        if labels.shape != (points**2,):
+            raise ValueError(
+                f"classify returned shape {labels.shape} for {points**2} points; expected "
+                f"({points**2},), one label for each"
+            )
+        labels = labels.reshape(points, points)
+        found.append(Zoom(middle, edge, labels))
+        cells = np.argwhere(border(labels))
+        if len(cells) == 0 or level == levels - 1:
+            break
+        places = low + (cells + 0.5) / (points - 1) * (high - low)
+        corners = cells[np.argmin(np.square(places - middle).sum(1))] + _CORNERS
+        spacing = edge / factor / (points - 1)
+        where = low + corners / (points - 1) * (high - low)
+        middle = _on_a_side(classify, where, labels[tuple(corners.T)], spacing / 5)
+    return found
+
+
+def _on_a_side(
+    classify: Evaluate, corners: np.ndarray, labels: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Place of the border on a side of a cell whose corners (4, 2) carry several labels, (2,).
+
+    A corner nearer to the border than rounding may be read otherwise in another batch: then the
+    next side is tried, and without any the middle of the cell is as good an answer.
+    """
+    for k in np.flatnonzero(labels != np.roll(labels, -1)):
+        ends = torch.as_tensor(corners[[k, (k + 1) % 4]])
+        if len(np.unique(np.asarray(classify(ends)))) > 1:
+            return crossings(classify, *ends[:, None], tolerance=tolerance).points[0].numpy()
+    return corners.mean(0)
+
+
+def check_window(window: float, points: int, resolution: float) -> None:
+    """Raise ValueError for a window whose neighbouring points differ by less than `resolution`.
+
+    The smallest useful window is points · resolution: below it the format gives equal latents to
+    neighbouring points, and what is seen there is rounding.
+    """
+    useful = points * resolution
+    if window < useful:
+        raise ValueError(
+            f"window = {window:.3g} with {points} points a side is below the number format, which "
+            f"resolves steps of {resolution:.3g}: the smallest useful window is {useful:.3g}; use "
+            "it, take fewer points, or compute in float64"
+        )
+
+
+def difference_slopes(
+    evaluate: Evaluate, t: Values, direction: Sequence[float], distances: Sequence[float]
+) -> np.ndarray:
+    """Finite-difference Lipschitz constants |f(t + hu/2) − f(t − hu/2)| / h, (n, k).
+
+    evaluate: (m, 2) -> (m, ...). t: (n, 2). direction: (2,), made a unit vector u. distances: k
+    positive h; the divisor is the distance after rounding. They tend to |J u| as h falls, until
+    rounding takes over. Raises ValueError for a distance that is not positive or is lost in t.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64)
+    u = torch.as_tensor(direction, dtype=torch.float64)
+    half = torch.as_tensor(distances, dtype=torch.float64).view(-1, 1, 1) * u / u.norm() / 2
+    ends = torch.stack([t - half, t + half])  # (2, k, n, 2)
+    gaps = (ends[1] - ends[0]).norm(dim=-1)
+    if len(distances) == 0 or min(distances) <= 0 or not bool((gaps > 0).all()):
+        raise ValueError(
+            f"distances = {list(distances)}: expected positive numbers above the resolution of "
+            "float64, 2e-16"
+        )
+    values = as_array(evaluate(ends.reshape(-1, 2))).reshape(2, *gaps.shape, -1)
+    return (np.linalg.norm(values[1] - values[0], axis=-1) / gaps.numpy()).T
+
+
+def noise_floor(evaluate: Evaluate, t: Values, *, repeats: int = 8) -> np.ndarray:
+    """Largest distance between repeated results for identical input, (n,), in units of the result.
+
+    Each point of t (n, 2) is evaluated alone and in batches of 2, 3, …, `repeats` rows, so in other
+    positions and with other companions. No difference below it is structure. `evaluate` must make
+    one network call of its batch, and must not cache. Raises ValueError unless repeats >= 2.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if repeats < 2:
+        raise ValueError(f"repeats = {repeats}: one evaluation has nothing to differ from")
+    runs = [
+        np.concatenate([as_array(evaluate(part)).reshape(len(part), -1) for part in t.split(r)])
+        for r in range(1, repeats + 1)
+    ]
+    return np.max([np.linalg.norm(a - b, axis=1) for a in runs for b in runs], axis=0)

@@ -1,0 +1,180 @@
+"""Three claims about the SVD of latents as statistics, each with what chance or shared noise gives.
+
+P1 small neighbourhood: subspaces of nearby steps are close. P2 encoded attributes: one atom moves
+one attribute. P3 mobility in order: coarse attributes lead at noisier steps than fine ones
+(Wang et al. 2025, arXiv 2502.02225, whose statistics are not published; these are ours).
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.diffusion.models import Generator, unit_normal
+from lib.diffusion.sampling import ddim, invert, time_grid
+from lib.svd.atoms import (
+    DegenerateWarning,
+    aligned_atom,
+    as_latents,
+    decompose,
+    grassmann_distance,
+    random_distance,
+)
+
+
+def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options) -> Tensor:
+    """Latents at all `times` of a sampling run, then the clean ones, (steps + 1, n, c, h, w).
+
+    options: as in `ddim`.
+    """
+    order = {t: i for i, t in enumerate(times(generator, steps))}
+    seen = torch.empty((steps + 1, *noise.shape), dtype=generator.dtype, device=generator.device)
+
+    def keep(x: Tensor, t: int, eps: Tensor, rows: slice) -> None:
+        seen[order[t]][rows] = x
+
+    seen[-1] = ddim(generator, noise, steps=steps, callback=keep, decode=False, **options)
+    return seen
+
+
+def inverse_trajectory(generator: Generator, images: Tensor, *, steps: int, **options) -> Tensor:
+    """The same order of latents for given images, by inversion, (steps + 1, n, ...)."""
+    order = {t: i for i, t in enumerate([*times(generator, steps), -1])}
+    shape = (steps + 1, len(images), *generator.latent_shape)
+    seen = torch.empty(shape, dtype=generator.dtype, device=generator.device)
+
+    def keep(x: Tensor, t: int, eps: Tensor, rows: slice) -> None:
+        seen[order[t]][rows] = x
+
+    seen[0] = invert(generator, images, steps=steps, callback=keep, **options)
+    return seen
+
+
+def times(generator: Generator, steps: int) -> list[int]:
+    """The training times of a trajectory, falling."""
+    return time_grid(steps, len(generator.alphas))[::-1]
+
+
+def straight_path(clean: Tensor, noise: Tensor, alphas: Sequence[float]) -> Tensor:
+    """√α clean + √(1 - α) noise at each α, (len(alphas), n, ...): P1 without a model."""
+    rows = [a**0.5 * clean + (1 - a) ** 0.5 * noise for a in alphas]
+    return torch.stack(rows)
+
+
+def fresh_path(clean: Tensor, alphas: Sequence[float], *, seed: int) -> Tensor:
+    """The same with new noise at each α: nothing is shared but the clean latent."""
+    draw = lambda i, j: unit_normal(clean.shape[1:], seed, i, j)  # noqa: E731
+    noise = [torch.stack([draw(i, j) for j in range(len(clean))]) for i in range(len(alphas))]
+    pairs = zip(alphas, noise, strict=True)
+    return torch.stack([a**0.5 * clean + (1 - a) ** 0.5 * n.to(clean) for a, n in pairs])
+
+
+def subspace_distance(a: Tensor, b: Tensor, *, k: int) -> Tensor:
+    """Grassmann distance of the top-k atoms, mean of the U and V sides and of the channels.
+
+    a, b: latents (..., c, h, w); returns (...), in radians; compare with `atoms.random_distance`.
+    """
+    with warnings.catch_warnings():  # ties far below the k-th value do not touch the subspaces
+        warnings.simplefilter("ignore", DegenerateWarning)
+        (U, _, Vh), (U2, _, Vh2) = decompose(a), decompose(b)
+    left = grassmann_distance(U[..., :k], U2[..., :k])
+    right = grassmann_distance(Vh[..., :k, :].mT, Vh2[..., :k, :].mT)
+    return ((left + right) / 2).mean(-1)
+
+
+def neighbourhood(
+    path: Tensor, alphas: Sequence[float], *, k: int, seed: int
+) -> dict[str, np.ndarray]:
+    """ρ1 = d(W_t, W_t') / d_rand of neighbouring times by the route between them, (steps, n) each.
+
+    path: a trajectory (steps + 1, n, c, h, w), alphas: of its first `steps` rows. Routes: "model";
+    "straight path" between the same ends and "fresh noise" on the same image, which no model has
+    seen; "other seed", the distance to another trajectory at the same time.
+    """
+    levels, unit = [*alphas, 1.0], random_distance(path.shape[-1], k)[0]
+    routes = {
+        "model": path,
+        "straight path": straight_path(path[-1], path[0], levels),
+        "fresh noise": fresh_path(path[-1], levels, seed=seed),
+    }
+    rho = {name: subspace_distance(x[:-1], x[1:], k=k) for name, x in routes.items()}
+    rho["other seed"] = subspace_distance(path, path.roll(1, 1), k=k)[:-1]
+    return {name: d.cpu().numpy() / unit for name, d in rho.items()}
+
+
+def random_move(latents: Tensor, eta: float, *, seed: int) -> Tensor:
+    """x + η ‖x‖_F a bᵀ per channel with random unit a, b: the null of an energy-matched move."""
+    x = as_latents(latents)
+    n, c, h, w = x.shape
+    draw = torch.stack([unit_normal((c, h + w), seed, i) for i in range(n)]).to(x)
+    a, b = (part / part.norm(dim=-1, keepdim=True) for part in (draw[..., :h], draw[..., h:]))
+    size = eta * torch.linalg.matrix_norm(x, keepdim=True)
+    return x + size * a[..., None] * b[..., None, :]
+
+
+def shuffled_move(latents: Tensor, index: int | Tensor, eta: float, *, shift: int) -> Tensor:
+    """x + η ‖x‖_F u_i v_jᵀ with j = i + shift modulo the rank: the same vectors, wrongly paired."""
+    x = as_latents(latents)
+    U, S, Vh = decompose(x)
+    i = torch.as_tensor(index).expand(S.shape[:-1])[..., None, None]
+    u = U.gather(-1, i.expand(*U.shape[:-1], 1))
+    v = Vh.gather(-2, ((i + shift) % S.shape[-1]).expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
+    return x + eta * S.norm(dim=-1)[..., None, None] * u * v
+
+
+def responses(moves: Sequence[Tensor], finish: Callable[[Tensor], Tensor], base: Tensor) -> Tensor:
+    """|finish(move) - base| for every move, (moves, n, attributes).
+
+    finish: latents (n, ...) -> scores (n, attributes) in units of their standard deviation.
+    """
+    return torch.stack([(finish(move) - base).abs() for move in moves])
+
+
+def scrambled(pattern: Tensor, *, seed: int = 0) -> Tensor:
+    """The pattern (n, c, h, w) with rows and columns permuted: equal singular values, no place."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (torch.from_numpy(rng.permutation(size)) for size in pattern.shape[-2:])
+    return pattern[..., rows, :][..., columns]
+
+
+def pattern_ranks(latents: Tensor, pattern: Tensor) -> Tensor:
+    """Rank, 1 the largest, of the atom nearest to a pattern, mean over channels, (...).
+
+    latents: (..., c, h, w); pattern: (n, c, h, w), the paired difference image.
+    """
+    with warnings.catch_warnings():  # two tied atoms have neighbouring ranks
+        warnings.simplefilter("ignore", DegenerateWarning)
+        index, _ = aligned_atom(latents, pattern.expand_as(latents))
+    return (index + 1).double().mean(-1)
+
+
+def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> Tensor:
+    """Largest training time at which the rank is at most `rank`, for each column of ranks (t, n).
+
+    grid: the training times of the rows; -1 where it never is.
+    """
+    found = torch.as_tensor(grid)[:, None].expand(ranks.shape)
+    return torch.where(ranks <= rank, found, -1).amax(0)
+
+
+def crossing(ranks, grid: Sequence[int], *, rank: float = 3) -> int:
+    """Largest training time at which half of the columns of ranks (t, n) are at most `rank`, or -1.
+
+    grid: the training times of the rows.
+    """
+    low = np.median(np.asarray(ranks), axis=1) <= rank
+    return int(np.where(low, np.asarray(grid), -1).max())
+
+
+def signal(pattern: Tensor) -> Tensor:
+    """θ, the largest singular value of a pattern (n, c, h, w), mean over channels, (n,)."""
+    return torch.linalg.svdvals(pattern.double())[..., 0].mean(-1)
+
+
+def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
+    """One-sided p of mean(differences) > 0 under random signs, a paired permutation test."""
+    d = np.asarray(differences, float)
+    signs = np.random.default_rng(seed).choice((-1, 1), (draws, len(d)))
+    return float((1 + ((signs * d).mean(1) >= d.mean() - 1e-12).sum()) / (draws + 1))

@@ -1,0 +1,194 @@
+"""Laws of borders: where a label flips, how sharply, and what share of flips a mask holds."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.slices import borders
+
+
+def beyond(t):
+    """1 to the right of the line α + 0.3 β = 0.62."""
+    return (t @ torch.tensor([1.0, 0.3], dtype=torch.float64) > 0.62).long()
+
+
+START = [[0.1, 0.2], [0.2, 0.9], [0.9, 0.5]]
+END = [[0.9, 0.4], [0.8, 0.9], [0.1, 0.5]]
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-9])
+def test_crossings_lie_on_the_border_within_their_brackets(tolerance):
+    found = borders.crossings(beyond, START, END, tolerance=tolerance)
+    assert float(found.gap.max()) <= tolerance
+    off = (found.points @ torch.tensor([1.0, 0.3], dtype=torch.float64) - 0.62).abs()
+    assert float(off.max()) <= tolerance * 1.05
+    step = torch.as_tensor(END).double() - torch.as_tensor(START).double()
+    torch.testing.assert_close(found.directions, step / step.norm(dim=1, keepdim=True))
+
+
+def test_of_several_borders_the_first_is_followed():
+    def stripes(t):
+        return (t[:, 0] * 3).floor().long()
+
+    found = borders.crossings(stripes, [[0.05, 0.5]], [[0.95, 0.5]])
+    assert float(found.points[0, 0]) == pytest.approx(1 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "start, end, options, message",
+    [
+        ([[0.1, 0.1]], [[0.2, 0.1]], {}, "label 0 at both ends"),
+        (START, END[:2], {}, "expected two"),
+        (START, END, {"tolerance": 0.0}, "above zero"),
+    ],
+)
+def test_segments_without_a_known_border_are_refused(start, end, options, message):
+    with pytest.raises(ValueError, match=message):
+        borders.crossings(beyond, start, end, **options)
+
+
+def test_a_border_that_moved_is_followed_and_one_that_left_is_not():
+    def moved(t):
+        return t @ torch.tensor([1.0, 0.3], dtype=torch.float64) > 0.66
+
+    start = torch.tensor([[0.5, 0.3], [0.1, 0.3]], dtype=torch.float64)  # 0.59 and 0.19
+    end = start + torch.tensor([[0.06, 0.0]], dtype=torch.float64)  # the border is at 0.66
+    kept, found = borders.followed(moved, start, end, reach=0.5)
+    assert kept.tolist() == [True, False] and len(found.points) == 1
+    assert float(found.points[0] @ torch.tensor([1.0, 0.3]).double()) == pytest.approx(
+        0.66, abs=1e-6
+    )
+    kept, found = borders.followed(moved, start, end, reach=0.1)
+    assert not kept.any() and found is None
+
+
+def test_the_height_of_a_narrow_border_is_met_where_it_is_followed():
+    width = 1e-4  # of tanh((x - place) / width), whose slope is 1 / width at its place
+    for place in (0.4012345, 0.4312345):
+        _, found = borders.followed(lambda t, a=place: t[:, 0] > a, [[0.4, 0.5]], [[0.43, 0.5]])
+        off = (float(found.points[0, 0]) - place) / width
+        assert np.cosh(off) ** -2 == pytest.approx(1, abs=1e-3)
+
+
+def test_following_stays_inside_the_slice():
+    seen = []
+
+    def classify(t):
+        seen.append(t)
+        return t[:, 0] > 0.97
+
+    borders.followed(classify, [[0.9, 0.5]], [[1.0, 0.5]], reach=2.0)
+    assert float(torch.cat(seen).max()) == 1.0
+
+
+def test_combined_labels_tell_combinations_apart_and_nothing_else():
+    labels = np.array([[[0, 12], [1, 0]], [[0, 12], [0, 0]]])
+    np.testing.assert_array_equal(borders.combined(labels), [[1, 2], [1, 0]])
+
+
+def test_the_width_of_a_logistic_is_its_own():
+    width = 0.02
+
+    def log_odds(t):
+        return (t[:, 0] - 0.4) * 2 * np.log(9) / width
+
+    found = borders.crossings(lambda t: log_odds(t) > 0, [[0.1, 0.5]], [[0.9, 0.5]])
+    assert borders.flip_width(log_odds, found, step=1e-3) == pytest.approx([width])
+    assert torch.sigmoid(
+        log_odds(torch.tensor([[0.39, 0.0], [0.41, 0.0]], dtype=torch.float64))
+    ).tolist() == (pytest.approx([0.1, 0.9]))
+
+
+def test_a_flip_that_is_not_there_is_infinitely_wide():
+    found = borders.crossings(lambda t: t[:, 0] > 0.4, [[0.1, 0.5]], [[0.9, 0.5]])
+    assert borders.flip_width(lambda t: torch.zeros(len(t)), found, step=1e-3) == [np.inf]
+
+
+def test_each_crossing_reads_its_own_column():
+    slopes = torch.tensor([10.0, 100.0], dtype=torch.float64)
+
+    def log_odds(t):
+        return (t[:, :1] - 0.4) * slopes
+
+    found = borders.crossings(lambda t: t[:, 0] > 0.4, [[0.1, 0.5]] * 2, [[0.9, 0.5]] * 2)
+    expected = 2 * np.log(9) / slopes.numpy()
+    np.testing.assert_allclose(borders.flip_width(log_odds, found, step=1e-3), expected)
+
+
+LABELS = np.array([[0, 0, 1], [0, 0, 1], [2, 0, 1]])
+
+
+def test_border_pairs_are_the_neighbours_that_differ():
+    pairs = borders.border_pairs(LABELS, most=99)
+    found = {frozenset(map(tuple, pair.tolist())) for pair in pairs}
+    assert found == {
+        frozenset({(0, 1), (0, 2)}),
+        frozenset({(1, 1), (1, 2)}),
+        frozenset({(2, 1), (2, 2)}),
+        frozenset({(1, 0), (2, 0)}),
+        frozenset({(2, 0), (2, 1)}),
+    }
+
+
+def test_the_heaviest_pairs_come_first_and_keep_their_distance():
+    labels, weights = np.zeros((6, 3)), np.zeros((6, 3))
+    labels[:, 2] = 1
+    weights[5, 2], weights[4, 2], weights[1, 2] = 9, 8, 7
+    found = borders.border_pairs(labels, weights, most=2, apart=3)
+    assert found.tolist() == [[[5, 1], [5, 2]], [[1, 1], [1, 2]]]
+    assert borders.border_pairs(np.zeros((3, 3)), most=2).shape == (0, 2, 2)
+
+
+def test_flips_on_a_mask_are_counted_by_pairs():
+    mask = np.zeros((3, 3), bool)
+    mask[:, 2] = True
+    found = borders.flips_on(mask, LABELS)
+    assert found == pytest.approx((3 / 5, 5 / 12, 5))
+    both = borders.flips_on(mask, np.stack([LABELS, LABELS == 2], -1))
+    assert both.share == pytest.approx(3 / 7) and both.count == 7
+    assert np.isnan(borders.flips_on(mask, np.zeros((3, 3))).share)
+    with pytest.raises(ValueError, match="one grid"):
+        borders.flips_on(mask, LABELS[:2])
+
+
+def test_the_error_of_a_share_is_binomial_for_scattered_flips_and_larger_for_borders():
+    rng, side = np.random.default_rng(0), 60
+    scattered = [
+        (rng.random((side, side)) < 0.5, rng.random((side, side)) < 0.01) for _ in range(40)
+    ]
+    shares = [borders.flips_on(m, lab).share for m, lab in scattered]
+    errors = [borders.flip_share_error(m, lab, blocks=6)[0] for m, lab in scattered]
+    assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.35)
+    labels = np.indices((side, side))[0] > 29  # one straight border, on the mask to one half
+    half = np.indices((side, side))[1] < 30
+    binomial = (0.25 / borders.flips_on(half, labels).count) ** 0.5
+    assert borders.flip_share_error(half, np.roll(labels, 5, 0), blocks=6)[0] > 2 * binomial
+
+
+def test_the_error_of_a_share_needs_blocks_with_pairs():
+    with pytest.raises(ValueError, match="blocks = 9"):
+        borders.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=9)
+    assert borders.flip_share_error(np.zeros((8, 8)), np.zeros((8, 8)), blocks=2) == (0.0, 0)
+
+
+def test_pairs_are_half_within_a_phase_and_half_across_two_and_of_like_length():
+    regions = np.ones((41, 41), int)
+    regions[21:] = 2
+    regions[20] = 0  # the ridge between two halves of the square
+    found = borders.phase_pairs(regions, 20, seed=3)
+    same = (found.start[:, 0] < 0.5) == (found.end[:, 0] < 0.5)
+    np.testing.assert_array_equal(found.within, same.numpy())
+    assert found.within.sum() == found.across.sum() == 10
+    size = (found.end - found.start).norm(dim=1)
+    assert float(size.min()) > 0.15 and float(size.max()) < 0.45
+    again = borders.phase_pairs(regions, 20, seed=3)
+    assert torch.equal(again.start, found.start)
+
+
+def test_pairs_are_filled_up_where_there_is_one_phase_and_refused_where_there_is_no_room():
+    found = borders.phase_pairs(np.ones((9, 9), int), 6)
+    assert len(found.start) == 6 and found.within.all() and not found.across.any()
+    with pytest.raises(ValueError, match="n = 1"):
+        borders.phase_pairs(np.ones((9, 9), int), 1)
+    with pytest.raises(ValueError, match="lengths"):
+        borders.phase_pairs(np.ones((9, 9), int), 4, lengths=(0.5, 0.2))

@@ -1,0 +1,126 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lib.diffusion import patterns, sampling
+from lib.svd import atoms, properties
+
+
+def draw(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return patterns.Patterns(16)
+
+
+def test_a_trajectory_holds_the_latents_of_every_time(model):
+    noise = model.noise(18, 0)  # more than one batch
+    path = properties.trajectory(model, noise, steps=10)
+    grid = properties.times(model, 10)
+    assert path.shape == (11, 18, 1, 16, 16) and torch.equal(path[0], noise)
+    for i in (3, 9):
+        assert torch.allclose(path[i], sampling.ddim(model, noise, steps=10, stop=grid[i]))
+    assert torch.allclose(path[-1], sampling.ddim(model, noise, steps=10))
+
+
+def test_an_inverse_trajectory_runs_through_the_same_times(model):
+    images = sampling.ddim(model, model.noise(17, 0), steps=10).clamp(-1, 1)
+    path = properties.inverse_trajectory(model, images, steps=10)
+    grid = properties.times(model, 10)
+    assert torch.equal(path[-1], images)
+    for i in (0, 4, 9):
+        own = sampling.invert(model, images, steps=10, stop=grid[i])
+        assert torch.allclose(path[i], own)
+
+
+def test_paths_of_the_null_have_the_right_ends_and_share_noise_or_not():
+    clean, noise = draw(4, 1, 32, 32), draw(4, 1, 32, 32, seed=1)
+    alphas = [1e-12, 0.5, 1.0]
+    straight = properties.straight_path(clean, noise, alphas)
+    assert torch.allclose(straight[0], noise, atol=1e-5) and torch.equal(straight[-1], clean)
+    assert torch.allclose(straight[1], (clean + noise) * 0.5**0.5)
+    fresh = properties.fresh_path(clean, [0.5, 0.5], seed=3)
+    own = (fresh - 0.5**0.5 * clean) / 0.5**0.5
+    assert abs(float((own[0] * own[1]).mean())) < 0.05 and abs(float(own.std()) - 1) < 0.05
+
+
+def test_subspace_distance_is_zero_for_scaled_latents_and_random_for_noise():
+    x = draw(12, 3, 16, 16)
+    assert properties.subspace_distance(x, 3 * x, k=4).max() < 1e-7
+    d = properties.subspace_distance(x, draw(12, 3, 16, 16, seed=1), k=4)
+    mean, spread = atoms.random_distance(16, 4)
+    assert d.shape == (12,) and abs(float(d.mean()) - mean) < 4 * spread / (12 * 6) ** 0.5
+
+
+def test_neighbourhoods_of_a_straight_path_are_its_own_null():
+    alphas = [0.01, 0.3, 0.7]
+    path = properties.straight_path(draw(5, 2, 16, 16), draw(5, 2, 16, 16, seed=1), [*alphas, 1.0])
+    path[0] = draw(5, 2, 16, 16, seed=1)
+    rho = properties.neighbourhood(path, alphas, k=3, seed=0)
+    assert {r.shape for r in rho.values()} == {(3, 5)}
+    assert np.allclose(rho["model"][1:], rho["straight path"][1:])
+    assert (rho["model"] < rho["fresh noise"])[:-1].all()  # at the end both meet the image
+    assert abs(rho["other seed"][0].mean() - 1) < 0.1  # two independent noises: random
+
+
+def test_random_and_shuffled_moves_have_the_length_of_an_atom_move_and_rank_one():
+    x, eta = draw(3, 2, 8, 8), 0.15
+    size = eta * torch.linalg.matrix_norm(x)
+    for moved in (
+        properties.random_move(x, eta, seed=4),
+        properties.shuffled_move(x, 2, eta, shift=3),
+        properties.shuffled_move(x, torch.tensor([1, 7]), eta, shift=1),
+    ):
+        change = torch.linalg.svdvals(moved - x)
+        assert torch.allclose(change[..., 0], size) and change[..., 1:].max() < 1e-10
+    plain = atoms.rescale(x, 2, eta, energy_matched=True)
+    assert torch.allclose(properties.shuffled_move(x, 2, eta, shift=0), plain)
+    wrong = properties.shuffled_move(x, 2, eta, shift=3) - x
+    assert ((wrong * (plain - x)).sum((-2, -1)).abs() < 1e-10).all()
+    first = properties.random_move(x[:1], eta, seed=4)
+    assert torch.allclose(first, properties.random_move(x, eta, seed=4)[:1])
+
+
+def test_responses_are_absolute_changes_of_the_scores():
+    base = torch.zeros(2, 1)
+    found = properties.responses([draw(2, 3), -draw(2, 3)], lambda x: x.sum(1, keepdim=True), base)
+    assert found.shape == (2, 2, 1) and torch.equal(found[0], found[1])
+    assert torch.equal(found[0], draw(2, 3).sum(1, keepdim=True).abs())
+
+
+def test_a_pattern_has_the_rank_of_its_atom_and_its_own_strength():
+    u, v = (torch.linalg.qr(draw(8, 8, seed=s)).Q for s in (0, 1))
+    x = sum((9.0 - i) * torch.outer(u[:, i], v[:, i]) for i in range(8)).expand(2, 3, 8, 8)
+    pattern = torch.stack([torch.outer(u[:, i], v[:, i]) for i in (0, 4, 5)]).expand(2, 3, 8, 8)
+    assert properties.pattern_ranks(x, pattern).tolist() == [4.0, 4.0]  # mean of 1, 5, 6
+    assert torch.allclose(properties.signal(2.5 * pattern), torch.full((2,), 2.5).double())
+
+
+def test_the_crossing_is_the_noisiest_time_of_small_rank():
+    ranks = torch.tensor([[20.0, 2.0, 9.0], [3.0, 9.0, 9.0], [1.0, 1.0, 9.0]])
+    assert properties.first_rank_time(ranks, [900, 500, 100]).tolist() == [500, 900, -1]
+
+
+def test_half_of_the_faces_decide_the_crossing():
+    ranks = np.array([[9, 9, 9, 9], [1, 1, 9, 9], [1, 1, 3, 9], [1, 1, 1, 1]], float)
+    assert properties.crossing(ranks, [900, 600, 300, 100]) == 300
+    assert properties.crossing(torch.from_numpy(ranks[:1]), [900]) == -1
+
+
+def test_a_scrambled_pattern_keeps_its_strength_and_leaves_its_place():
+    pattern = draw(2, 3, 8, 8)
+    moved = properties.scrambled(pattern, seed=1)
+    assert torch.allclose(properties.signal(moved), properties.signal(pattern))
+    assert not torch.equal(moved, pattern)
+
+
+def test_the_sign_flip_p_is_that_of_all_sign_patterns():
+    d = np.array([0.4, 0.1, 0.9, -0.2, 0.5])
+    means = [np.mean(np.array(s) * d) for s in itertools.product((-1, 1), repeat=5)]
+    exact = np.mean([m >= d.mean() - 1e-12 for m in means])
+    assert abs(properties.sign_flip_p(d) - exact) < 0.02
+    assert properties.sign_flip_p(np.ones(20)) < 0.001 and properties.sign_flip_p(-d) > 0.5
