@@ -76,7 +76,8 @@ def geodesic(
         box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
         floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
         global_check: nodes per axis of a grid whose shortest paths serve as second starts; the
-            shorter result is kept, so that a merely local minimum is found out. Needs a box.
+            shorter result is kept, so that a merely local minimum is found out, and one that is
+            longer than the graph's own path has not converged. Needs a box.
         max_iterations: Newton steps per level.
 
     Returns:
@@ -99,8 +100,8 @@ def geodesic(
     if global_check is not None:
         routes = graph_distance(metric, start, end, box=box, resolution=global_check, points=points)
         other = _relaxed(metric, routes[1], box, max_iterations, straight_length)
-        found = _shorter(found, other)
-    return _warn(found)
+        found = _unless_longer(_shorter(found, other), routes[0])
+    return _warn(_unless_longer(found, straight_length))
 
 
 def mixture_geodesic(
@@ -218,7 +219,7 @@ def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_lengt
     again = Relaxation(metric, box, max_iterations, 2 * SCAN)(x[stepped])
     x[stepped], own[stepped], solved[stepped] = again
     path = _path(metric, x, straight_length, solved)
-    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * own))
+    return _unless_longer(path, own)
 
 
 def _path(metric: Metric, x: Tensor, straight_length: Tensor, solved: Tensor) -> Path:
@@ -237,6 +238,11 @@ def _shorter(one: Path, other: Path) -> Path:
     return Path(*(
         torch.where(take.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(*columns, strict=True)
     ))  # fmt: skip
+
+
+def _unless_longer(path: Path, known: Tensor) -> Path:
+    """No path that is longer than a known curve has converged to the shortest."""
+    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * known))
 
 
 def _warn(path: Path) -> Path:
