@@ -15,6 +15,7 @@ from lib.geometry.checks import Metric, as_points, check_positive
 from lib.geometry.graphs import graph_distance
 from lib.geometry.lengths import (
     SCAN,
+    Values,
     as_double,
     bends,
     excess,
@@ -47,11 +48,11 @@ class Path:
 
 def geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
-    box=None,
+    box: Values | None = None,
     floor: float = 0.0,
     global_check: int | None = None,
     max_iterations: int = 100,
@@ -95,7 +96,8 @@ def geodesic(
     metric = in_double(metric, start[:1], floor)
     straight = _straight(start, end, points)
     straight_length = _check_way(metric, straight)
-    metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
+    if len(start):
+        metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
     found = _relaxed(metric, straight, box, max_iterations, straight_length)
     if global_check is not None:
         routes = graph_distance(metric, start, end, box=box, resolution=global_check, points=points)
@@ -106,8 +108,8 @@ def geodesic(
 
 def mixture_geodesic(
     potential: Callable[[Tensor], Tensor],
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
     max_iterations: int = 100,
@@ -146,8 +148,8 @@ def mixture_geodesic(
 
 def frozen_geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 90,
     smoothing: float = 0.1,
@@ -172,7 +174,7 @@ def frozen_geodesic(
     return _warn(_path(metric, x, straight_length, converged))
 
 
-def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
+def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
     start, end = as_points(as_double(start), "start"), as_points(as_double(end), "end")
     if start.shape != end.shape:
         raise ValueError(
@@ -183,7 +185,7 @@ def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
     return start, end
 
 
-def _check_box(box, start: Tensor, end: Tensor) -> Tensor | None:
+def _check_box(box: Values | None, start: Tensor, end: Tensor) -> Tensor | None:
     if box is None:
         return None
     box = as_double(box).to(start)
@@ -209,7 +211,9 @@ def _check_way(metric: Metric, straight: Tensor) -> Tensor:
         return measure(metric, straight[:, [0, -1]])[0]
 
 
-def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_length: Tensor) -> Path:
+def _relaxed(
+    metric: Metric, x: Tensor, box: Tensor | None, max_iterations: int, straight_length: Tensor
+) -> Path:
     """Shortest paths from x; those that stepped over something are relaxed on finer panels."""
     x, own, solved = Relaxation(metric, box, max_iterations, COARSE_SCAN)(x)
     path = _path(metric, x, straight_length, solved)
@@ -256,13 +260,15 @@ def _warn(path: Path) -> Path:
     return path
 
 
-def _gradient(potential, t: Tensor) -> Tensor:
+def _gradient(potential: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Mean parameters η = ∇ log Z(t), (n, d)."""
     with torch.no_grad():
         return torch.func.grad(lambda s: potential(s).sum())(t)
 
 
-def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
+def _invert_gradient(
+    potential: Callable[[Tensor], Tensor], eta: Tensor, t: Tensor, max_iterations: int
+) -> tuple[Tensor, Tensor]:
     """Points where ∇ log Z = eta, by Newton with backtracking from t; (t, solved)."""
     result, solved = t.clone(), torch.zeros(len(t), dtype=torch.bool, device=t.device)
     eps = torch.finfo(t.dtype).eps
@@ -288,7 +294,9 @@ def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
     return result, solved
 
 
-def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
+def _frozen_newton(
+    metric: Metric, x: Tensor, smoothing: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
     """Zero of the detached gradient of one block of curves; (x, converged)."""
     unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     bend = unit.diff(dim=0).diff(dim=0)
@@ -318,7 +326,7 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
     return result, converged
 
 
-def _frozen_residual(metric, x: Tensor, smooth: Tensor):
+def _frozen_residual(metric: Metric, x: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
     """Detached gradient (b, k, d), size of the flux 2 g v, and blocks ∂flux/∂m, ∂flux/∂v."""
     m, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
     parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1))
