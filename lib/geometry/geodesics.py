@@ -23,7 +23,6 @@ from lib.geometry.lengths import (
     in_own_precision,
     measure,
 )
-from lib.geometry.lengths import curve_energy as curve_energy
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
@@ -133,13 +132,14 @@ def mixture_geodesic(
         ValueError: shapes differ, points < 3, or the Hessian is not positive on the straight line.
     """
     start, end = _ends(start, end, points)
-    potential = in_own_precision(potential, start[:1])[0]
+    potential, value = in_own_precision(potential, start[:1])
     metric = in_double(lambda t: fisher_metric(potential, t), start[:1])
+    metric.noise = torch.finfo(value.dtype).eps
     straight = _straight(start, end, points)
     straight_length = _check_way(metric, straight)
     t = straight.flatten(0, 1)
     eta = _straight(_gradient(potential, start), _gradient(potential, end), points).flatten(0, 1)
-    t, solved = _invert_gradient(potential, eta, t, max_iterations)
+    t, solved = _invert_gradient(potential, eta, t, max_iterations, metric.noise)
     x = t.reshape(straight.shape)
     x[:, 0], x[:, -1] = start, end
     solved = solved.reshape(straight.shape[:2]).all(1)
@@ -267,11 +267,10 @@ def _gradient(potential: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _invert_gradient(
-    potential: Callable[[Tensor], Tensor], eta: Tensor, t: Tensor, max_iterations: int
+    potential: Callable[[Tensor], Tensor], eta: Tensor, t: Tensor, max_iterations: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Points where ∇ log Z = eta, by Newton with backtracking from t; (t, solved)."""
     result, solved = t.clone(), torch.zeros(len(t), dtype=torch.bool, device=t.device)
-    eps = torch.finfo(t.dtype).eps
     span = (eta - _gradient(potential, t)).norm(dim=1)
     enough = eps**0.5 * span + 1e3 * eps * eta.norm(dim=1)
     live, share = torch.arange(len(t), device=t.device), t.new_ones(len(t))
@@ -308,7 +307,7 @@ def _frozen_newton(
         r, flux = state[:2]
         step = torch.linalg.solve_ex(_frozen_jacobian(*state[2:], smooth), -r.flatten(1))[0]
         size = r.flatten(1).norm(dim=1)
-        small = size <= torch.finfo(x.dtype).eps ** 0.5 * flux
+        small = size <= metric.noise**0.5 * flux
         trial = x.clone()
         trial[:, 1:-1] += torch.where(small, 1.0, share)[:, None, None] * step.view_as(r)
         result[live], converged[live] = torch.where(small[:, None, None], trial, x), small

@@ -262,6 +262,11 @@ def test_a_metric_that_knows_only_float32_is_asked_in_float32():
     torch.testing.assert_close(
         curve_length(single, START.float()[None]), curve_length(single, START[None])
     )
+    bowl = torch.tensor([0.5, 1.0])
+    mixture = mixture_geodesic(lambda t: log_partition(t) + t.square() @ bowl, START, END)
+    exact = mixture_geodesic(lambda t: log_partition(t) + t.square() @ bowl.double(), START, END)
+    assert mixture.converged.all()
+    torch.testing.assert_close(mixture.length, exact.length, rtol=1e-5, atol=0)
 
 
 def test_a_path_in_a_box_is_the_shortest_that_stays_inside():
