@@ -5,7 +5,24 @@
 .DEFAULT_GOAL := help
 
 PROFILE ?= quick
-NOTEBOOKS := $(notdir $(basename $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+# Pythons that .venv may be built with, the first that fits: figures were committed with the first.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3 python
+
+# Lessons, then evidence; a copy that a file manager or JupyterLab left beside one is none of them.
+NOTEBOOKS := $(shell ls notebooks/*.ipynb notebooks/evidence/*.ipynb 2>/dev/null | LC_ALL=C sed -nE \
+	's,^notebooks/((evidence/)?[0-9][0-9]_[a-z0-9_]*)\.ipynb$$,\1,p')
+NUMBERS := $(sort $(foreach name,$(notdir $(NOTEBOOKS)),$(firstword $(subst _, ,$(name)))))
+NUMBERS += $(patsubst 0%,%,$(NUMBERS))
+TARGETS := $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile) $(NOTEBOOKS) $(NUMBERS)
+
+# A target that is none is refused before anything runs; make itself takes a folder's name for one.
+UNKNOWN := $(filter-out $(TARGETS),$(MAKECMDGOALS))
+NEAREST := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.5))
+ifneq ($(UNKNOWN),)
+NEAR := $(shell for python in .venv/bin/python $(PYTHONS); do "$$python" -c '$(NEAREST)' \
+	'$(subst ','\'',$(firstword $(UNKNOWN)))' $(TARGETS) 2>/dev/null && exit; done)
+$(error no target "$(firstword $(UNKNOWN))"$(if $(NEAR),: did you mean "$(NEAR)"?) ("make help" lists all))
+endif
 
 # An active environment is used only if it meets the lock; else .venv, which `ready` sets up.
 PYTHON := $(shell for folder in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
@@ -17,28 +34,31 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup ready figures $(NOTEBOOKS) test lint refresh student rehearse bench lab scorecard \
-	clean models pytest-first pytest-second
+.PHONY: $(TARGETS)
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
-	@for name in $(NOTEBOOKS); do printf '  %-18s run this notebook if it is stale\n' "$$name"; done
+	@for name in $(NOTEBOOKS); do printf '  %-28s run this notebook if it is stale\n' "$$name"; done
+	@echo "  a number, as 3               run all notebooks of this number"
 
 setup: ## build .venv from requirements.lock and check that it works
-	@python=; for candidate in python3.11 python3 python; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
-	  then python="$$candidate"; break; fi; done; \
+	@python=; found=; for candidate in $(PYTHONS); do \
+	  if said="$$("$$candidate" -I lib/kit/environment.py --python 2>/dev/null)"; \
+	  then python="$$candidate"; break; fi; \
+	  if version="$$("$$candidate" -V 2>&1)"; \
+	  then found="$$found\n  $$candidate: $${said:-$$version}"; fi; done; \
 	if [ -z "$$python" ]; then \
-	  echo "Python 3.11 not found: tried python3.11, python3 and python. Install it and run make again." >&2; \
+	  printf '%b\n' "No Python from 3.11 to 3.14 found: tried $(PYTHONS).$$found" >&2; \
+	  echo "Install one and run make again, or name it: make setup PYTHONS=/path/to/python" >&2; \
 	  exit 1; fi; \
 	set -e; \
 	stamp="$$("$$python" -I lib/kit/environment.py --stamp)"; \
 	if [ "$$(cat .venv/lock.sha256 2>/dev/null)" != "$$stamp" ] \
 	   || ! .venv/bin/python -I lib/kit/environment.py; then \
 	  rm -f .venv/lock.sha256; \
-	  .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
-	    || "$$python" -m venv --clear .venv; \
+	  { .venv/bin/python -I lib/kit/environment.py --python && .venv/bin/python -c 'import pip'; } \
+	    >/dev/null 2>&1 || "$$python" -m venv --clear .venv; \
 	  .venv/bin/python -m pip install -r requirements.lock; \
 	  .venv/bin/python -m pip install --no-deps --no-build-isolation -e .; \
 	  .venv/bin/python -I lib/kit/environment.py; \
@@ -53,7 +73,7 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS): ready
+$(NOTEBOOKS) $(NUMBERS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
 
 lint: ready ## ruff on .py and .ipynb
@@ -69,14 +89,17 @@ PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pyte
 
 pytest-first:
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
-	  tests/geometry tests/physics notebooks
+	  tests/geometry tests/physics $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 pytest-second:
-	$(PYTEST) tests/diffusion tests/kit tests/training tests/test_*.py
+	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
 
-refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
+wheels: ready ## ask the package index whether every Python of the range can be set up
+	"$(PYTHON)" -m pytest -rs tests/wheels.py
+
+refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.md and README.md
 	$(PIPELINE) refresh
-	$(PIPELINE) scorecard --readme
+	$(PIPELINE) scorecard --write
 
 student: ready ## copies of the notebooks without solutions and outputs, in build/student/
 	$(PIPELINE) student
@@ -88,14 +111,21 @@ rehearse: ready ## the paper profile on generated full-size folders, two images,
 bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks
 
-lab: ready ## open the notebooks in JupyterLab
-	"$(PYTHON)" -m jupyterlab notebooks
+lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-browser --port 9999"
+	"$(PYTHON)" -m lib.kit.lab $(ARGS)
 
-scorecard: ready ## print the scorecard
-	@$(PIPELINE) scorecard
+html: ready ## a page of each notebook in build/html/, every figure with its alternative text
+	"$(PYTHON)" -m lib.kit.html_pages
 
-clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ and .venv stay
-	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi
+scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
+	@$(PIPELINE) scorecard --write
+
+verify: ready ## list what in figures/ is older than its code
+	@$(PIPELINE) verify
+
+clean: ## remove cache/ and build/ except build/training and build/lab, where your own work lies
+	if [ -d build ]; then \
+	  find build -mindepth 1 -maxdepth 1 ! -name training ! -name lab -exec rm -rf {} +; fi
 	rm -rf cache .pytest_cache .ruff_cache .hypothesis
 
 models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights

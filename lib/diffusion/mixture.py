@@ -121,58 +121,6 @@ def flow(generator: Generator, latents: Tensor, *, steps: int = 200) -> Tensor:
     return y
 
 
-def quantile_flow(
-    x: np.ndarray,
-    means: Sequence[float],
-    sigma: float,
-    *,
-    weights: Sequence[float] | None = None,
-    alpha: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The flow of a mixture in one dimension without any ODE: values and slopes, each (n,).
-
-    A monotone map keeps quantiles: y = F⁻¹(F_α(x)) with the distribution functions of the data and
-    of the noisy data at `alpha` (0: pure noise), and dy/dx = p_α(x) / p(y).
-    """
-    from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    _check_sigma(sigma)
-    means = np.asarray(means, dtype=float)
-    shares = np.full(len(means), 1 / len(means)) if weights is None else np.asarray(weights)
-    if shares.shape != means.shape or not 0 <= alpha < 1:
-        raise ValueError(
-            f"weights {shares.shape} for means {means.shape}, alpha = {alpha}; expected one weight "
-            "for each mean and 0 <= alpha < 1"
-        )
-    noisy = {"loc": sqrt(alpha) * means, "scale": sqrt(alpha * sigma**2 + 1 - alpha)}
-    low, high = means.min() - 40 * sigma, means.max() + 40 * sigma
-
-    def inverse(v: float) -> float:
-        # The smaller tail, because 1 − F loses all digits far to the right.
-        tail = norm.cdf if norm.cdf(v, **noisy) @ shares < 0.5 else norm.sf
-        target = np.log(tail(v, **noisy) @ shares)
-        gap = lambda y: np.log(tail(y, means, sigma) @ shares + 1e-320) - target  # noqa: E731
-        return brentq(gap, low, high, xtol=1e-14, rtol=1e-14)
-
-    x = np.asarray(x, dtype=float)
-    y = np.array([inverse(v) for v in x])
-    density = norm.pdf(x[:, None], **noisy) @ shares
-    return y, density / (norm.pdf(y[:, None], means, sigma) @ shares)
-
-
-def stretch_rate(time, sigma: float, *, b: float = 1.0):
-    """Rate λ(t) at which the reverse flow stretches x = 0 between modes at −1 and 1.
-
-    λ = b/2 + (b/2) (e^{−bt} − s²) / s⁴, s² = e^{−bt} σ² + 1 − e^{−bt} (Lobashev et al. 2025,
-    Proposition 4.1, Eq. 26-28), for dX = −(b/2) X dt + √b dW. time: a number or an array, ≥ 0.
-    """
-    _check_sigma(sigma)
-    decay = np.exp(-b * np.asarray(time, dtype=float))
-    variance = decay * sigma**2 + 1 - decay
-    return b / 2 * (1 + (decay - variance) / variance**2)
-
-
 def total_stretch(sigma: float) -> float:
     """exp ∫₀^∞ λ dt = φ(0) / p₀(0) = σ exp(1 / (2 σ²)): the slope of the whole flow at x = 0.
 

@@ -6,7 +6,7 @@ We own the step, because the stock schedulers clip, shift the grid and end short
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from math import sqrt
+from math import pi, sqrt
 from numbers import Integral
 
 import torch
@@ -275,6 +275,28 @@ def in_batches(run: Callable[[slice], Tensor], n: int, batch: int) -> Tensor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def spherical(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
+    """Latents on the great arc between two, (n, k, ...), at k weights from 0 (start) to 1 (end).
+
+    sin((1 − s) θ) / sin θ · start + sin(s θ) / sin θ · end, θ the angle between the two (Shoemake
+    1985); the straight line for equal directions. start, end: (n, ...), computed in float64. Raises
+    ValueError for shapes that differ, and for a zero or opposite pair.
+    """
+    if start.shape != end.shape:
+        raise ValueError(f"start {tuple(start.shape)}, end {tuple(end.shape)}: give one shape")
+    a, b = start.flatten(1).double(), end.flatten(1).double()
+    u, v = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
+    # Half-angles, because the arc cosine of nearly 1 has lost half of its digits.
+    angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+    if not bool((angle < pi - 5e-5).all()):
+        raise ValueError("a pair of latents is zero or opposite: no shortest arc joins it")
+    a, b, angle = a[:, None], b[:, None], angle[:, None, None]
+    s = torch.as_tensor(weights, dtype=torch.float64, device=a.device)[:, None]
+    arc = (((1 - s) * angle).sin() * a + (s * angle).sin() * b) / angle.sin()
+    path = torch.where(angle > 1e-6, arc, torch.lerp(a, b, s))
+    return path.to(start.dtype).unflatten(2, start.shape[1:])
 
 
 def rows_per_call(generator: Generator, batch: int | None) -> int:

@@ -4,14 +4,18 @@ An edit is scored against the plain image of the same noise. ℓ is judge a's lo
 that count as having the attribute, s its standard deviation over held-out rendered faces.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lib import intervals
 from lib.faces import avatars, judge
+from lib.intervals import Interval
 
 
 class Attribute(NamedTuple):
@@ -85,13 +89,7 @@ class Outcome(NamedTuple):
     distance: float
 
 
-class Interval(NamedTuple):
-    """A statistic over all images, its standard error, and its 95 % bootstrap interval."""
-
-    value: float
-    error: float
-    low: float
-    high: float
+NOTHING = Outcome(0.0, 0.0, 1.0, 0.0)  # an edit of no strength: every sweep starts from it
 
 
 def named(name: str) -> Attribute:
@@ -121,12 +119,6 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return judge.distance(a.float().clamp(-1, 1), b.float().clamp(-1, 1))
 
 
-def frechet(images: Tensor, real: Tensor, draws: int = 200) -> Interval:
-    """`judge.frechet` of clamped images to as many real ones, with its bootstrap interval."""
-    sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, real)]
-    return interval(judge.frechet_of_components, *sets, draws=draws)
-
-
 def frechet_ratio(images: Tensor, base: Tensor, real: Tensor, draws: int = 200) -> Interval:
     """Fréchet distance of images over that of `base`, both to `real`; rows are drawn together."""
     sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, base, real)]
@@ -148,27 +140,16 @@ def score(plain: Tensor, edited: Tensor, name: str) -> Scores:
     before, after = _logits(plain), _logits(edited)
     classes = _classes(before), _classes(after)
     change = _standardised(before, after, attribute.head, attribute.classes)
-    heads = [h for h in before if h not in (attribute.head, *attribute.tied)]
-    leaks, same = [], []
-    for head in heads:
-        defined = _defined(classes[0], head) & _defined(classes[1], head)
-        nothing = torch.full((len(plain),), torch.nan, device=plain.device)
-        same.append(torch.where(defined, (classes[0][head] == classes[1][head]).float(), nothing))
-        leaks += [
-            torch.where(defined, _standardised(before, after, head, (c,)), nothing)
-            for c in judge.classes()[head]
-        ]
     lacking = _defined(classes[0], attribute.head) & ~_has(classes[0], attribute)
     having = _has(classes[1], attribute)
-    kept = torch.stack(same, 1).nanmean(1)
-    return Scores(*(part.cpu() for part in (change, lacking, having, torch.stack(leaks, 1), kept)))
-
-
-def outcome(plain: Tensor, edited: Tensor, name: str) -> Outcome:
-    """Gain, off-target change, share unchanged and distance of edited images, (n, 3, h, w)."""
-    found = score(plain, edited, name)
-    moved = float(distance(plain, edited).mean())
-    return Outcome(found.gain, found.off_target, found.unchanged, moved)
+    leaks, same = [], []
+    for head in (h for h in before if h not in (attribute.head, *attribute.tied)):
+        defined = _defined(classes[0], head) & _defined(classes[1], head)
+        moved = [_standardised(before, after, head, (c,)) for c in judge.classes()[head]]
+        leaks += [m.where(defined, torch.nan) for m in moved]
+        same.append((classes[0][head] == classes[1][head]).float().where(defined, torch.nan))
+    leaks, kept = torch.stack(leaks, 1), torch.stack(same, 1).nanmean(1)
+    return Scores(*(part.cpu() for part in (change, lacking, having, leaks, kept)))
 
 
 def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
@@ -176,18 +157,13 @@ def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
 
     None where no strength reaches the gain. Raises ValueError for a gain that is not positive.
     """
-    if not gain > 0:
-        raise ValueError(f"gain = {gain}: give a positive number")
-    last = Outcome(0.0, 0.0, 1.0, 0.0)
-    for own in outcomes:
-        if own.gain >= gain:
-            part = (gain - last.gain) / (own.gain - last.gain)
-            return Outcome(*(a + part * (b - a) for a, b in zip(last, own, strict=True)))
-        last = own
-    return None
+    _require_positive(gain)
+    swept = [NOTHING, *outcomes]
+    found = intervals.read_off([own.gain for own in swept], swept, gain)
+    return None if np.isnan(found[0]) else Outcome(*map(float, found))
 
 
-class Matched(NamedTuple):
+class AtGain(NamedTuple):
     """What an edit costs where it reaches a gain: intervals, and the strength that reaches it."""
 
     strength: float
@@ -203,33 +179,26 @@ def matched(
     gain: float,
     *,
     draws: int = 300,
-) -> Matched | None:
+) -> AtGain | None:
     """`at_gain` with bootstrap intervals over the images; None where no strength reaches the gain.
 
     strengths rise; scores and distances (n,) hold one entry for each. Resamples that do not reach
-    the gain are left out, so that the intervals are those of the edits that do.
+    the gain are left out, so that the intervals are those of the edits that do. Raises ValueError
+    for a gain that is not positive.
     """
+    _require_positive(gain)
 
-    def outcomes(*parts: Scores | Tensor) -> list[Outcome]:
-        pairs = zip(parts[: len(scores)], parts[len(scores) :], strict=True)
-        return [Outcome(s.gain, s.off_target, s.unchanged, float(d.mean())) for s, d in pairs]
+    def reached(*swept: Scores | Tensor) -> np.ndarray:
+        own = list(zip(swept[: len(scores)], swept[len(scores) :], strict=True))
+        costs = [NOTHING[1:], *((s.off_target, s.unchanged, float(d.mean())) for s, d in own)]
+        table = np.column_stack([(0.0, *strengths), costs])
+        return intervals.read_off([0.0, *(s.gain for s, _ in own)], table, gain)
 
-    samples = (*scores, *distances)
-    value = at_gain(outcomes(*samples), gain)
-    if value is None:
+    strength, *costs = reached(*scores, *distances)
+    if np.isnan(strength):
         return None
-    n, rng = len(distances[0]), torch.Generator().manual_seed(0)
-    picks = torch.randint(n, (draws, n), generator=rng)
-    drawn = (at_gain(outcomes(*(_rows(s, pick) for s in samples)), gain) for pick in picks)
-    found = torch.tensor([o[1:] for o in drawn if o is not None] or [value[1:]]).double()
-    low, high = found.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
-    columns = zip(value[1:], found.std(0, unbiased=False), low, high, strict=True)
-    gains = [0.0, *(s.gain for s in scores)]
-    i = next(i for i, g in enumerate(gains) if i and g >= gain)
-    part = (gain - gains[i - 1]) / (gains[i] - gains[i - 1])
-    ends = (0.0, *strengths)[i - 1 : i + 1]
-    strength = ends[0] + part * (ends[1] - ends[0])
-    return Matched(strength, *(Interval(*map(float, c)) for c in columns))
+    drawn = np.array(_resampled(reached, *scores, *distances, draws=draws)).T[1:]
+    return AtGain(float(strength), *map(intervals.of_draws, costs, drawn))
 
 
 def matched_gap(
@@ -257,15 +226,23 @@ def interval(
     Samples are `Scores` or tensors whose first axis counts the images. Resamples where the
     statistic is not a number (no image lacks the attribute) are left out.
     """
-    n = len(samples[0].gains if isinstance(samples[0], Scores) else samples[0])
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.randint(n, (draws, n), generator=rng)
-    found = torch.tensor([statistic(*(_rows(s, pick) for s in samples)) for pick in rows]).double()
-    found = found[found.isfinite()]
-    if len(found) < 2:
-        return Interval(float(statistic(*samples)), 0.0, float("nan"), float("nan"))
-    low, high = found.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return Interval(float(statistic(*samples)), float(found.std()), low, high)
+    drawn = _resampled(statistic, *samples, draws=draws, seed=seed)
+    return intervals.of_draws(statistic(*samples), drawn)
+
+
+def total_variation(
+    before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike], leave_out: str
+) -> np.ndarray:
+    """Off-target change: mean over the other attributes of ½ Σ |p_after - p_before|, (n,), 0 ... 1.
+
+    before, after: {attribute: class probabilities (n, classes)}; leave_out: the edited attribute.
+    Raises ValueError for an unknown attribute or one that is alone.
+    """
+    if leave_out not in before or len(before) < 2:
+        raise ValueError(f"{leave_out!r} must be one of several attributes, here {list(before)}")
+    others = [name for name in before if name != leave_out]
+    change = [np.abs(np.asarray(after[a]) - np.asarray(before[a])).sum(1) / 2 for a in others]
+    return np.mean(change, axis=0)
 
 
 @lru_cache
@@ -274,6 +251,21 @@ def spread(head: str, classes: tuple[str, ...]) -> float:
     found, defined = _reference()
     own = judge.log_odds(found, head, *classes)
     return float(own[defined[head]].std())
+
+
+def _resampled(
+    statistic: Callable, *samples: Scores | Tensor, draws: int, seed: int = 0
+) -> list[float] | list[np.ndarray]:
+    """The statistic of each draw of images; all samples by the same rows."""
+    n = len(samples[0].gains if isinstance(samples[0], Scores) else samples[0])
+    # `intervals.resamples` would draw others: these are the ones behind every committed number.
+    picks = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+    return [statistic(*(_rows(s, pick) for s in samples)) for pick in picks]
+
+
+def _require_positive(gain: float) -> None:
+    if not gain > 0:
+        raise ValueError(f"gain = {gain}: give a positive number")
 
 
 def _rows(sample: Scores | Tensor, pick: Tensor) -> Scores | Tensor:

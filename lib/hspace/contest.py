@@ -18,6 +18,7 @@ from lib.diffusion.models import Generator
 from lib.faces import attributes
 from lib.hspace import baselines, bases, editing
 from lib.hspace.deltas import Delta, PerStep
+from lib.intervals import Interval
 
 
 class Timed(NamedTuple):
@@ -44,7 +45,7 @@ class Trial(NamedTuple):
     seconds: float
 
     @property
-    def top(self) -> attributes.Interval:
+    def top(self) -> Interval:
         """The largest mean gain among the strengths."""
         best = max(self.scores, key=lambda s: s.gain)
         return attributes.interval(lambda s: s.gain, best)

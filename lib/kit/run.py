@@ -53,15 +53,18 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     profile = os.environ.get("KIT_PROFILE") or profile
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}{session.nearest(profile, PROFILES)}")
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", notebook):
-        raise ValueError(f"notebook is {notebook!r}: expected a name like '01_ising'")
+    if not re.fullmatch(r"(evidence/)?\d\d_[a-z0-9_]+", notebook):
+        raise ValueError(
+            f"notebook is {notebook!r}: expected a name like '01_ising' or 'evidence/01_ising'"
+        )
     if type(seed) is not int or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected an integer, 0 or larger")
     chosen = {name: _choose(name, values, profile) for name, values in sizes.items()}
     _make_deterministic(seed)
     warnings.formatwarning = _warning_without_path
     session.announce(session.Session(notebook, profile, seed, chosen, _output_folder(notebook)))
-    print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen)]))
+    place = [] if _headless() else [f"figures go to build/interactive/{notebook}/"]
+    print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen), *place]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Run(notebook, profile, seed, device, chosen)
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.slices.maps import Evaluate, as_array
+from lib.intervals import Values, as_array, of_left_out
+from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
@@ -21,7 +22,9 @@ class Crossing(NamedTuple):
     gap: Tensor
 
 
-def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Crossing:
+def crossings(
+    classify: Classify, start: Values, end: Values, *, tolerance: float = 1e-6
+) -> Crossing:
     """One border on each segment, by repeated section between two points of different label.
 
     Each pass looks at seven interior points of every segment and keeps the first part whose ends
@@ -69,7 +72,7 @@ def crossings(classify: Classify, start, end, *, tolerance: float = 1e-6) -> Cro
 
 
 def followed(
-    classify: Classify, start, end, *, reach: float = 0.5, tolerance: float = 1e-6
+    classify: Classify, start: Values, end: Values, *, reach: float = 0.5, tolerance: float = 1e-6
 ) -> tuple[np.ndarray, Crossing | None]:
     """Known borders under another classifier: the segments that still hold one, and where.
 
@@ -89,7 +92,7 @@ def followed(
     return kept, crossings(classify, low, high, tolerance=tolerance)
 
 
-def combined(labels) -> np.ndarray:
+def combined(labels: Values) -> np.ndarray:
     """One number (...) for each combination of k attributes (..., k), 0, 1, … in sorted order.
 
     Raises ValueError for a single number, which has no last axis of attributes.
@@ -106,7 +109,9 @@ def _labels(classify: Classify, points: Tensor) -> np.ndarray:
     return np.asarray(classify(points.flatten(0, 1))).reshape(points.shape[:2])
 
 
-def border_pairs(labels, weights=None, *, most: int, apart: int = 1) -> np.ndarray:
+def border_pairs(
+    labels: Values, weights: Values | None = None, *, most: int, apart: int = 1
+) -> np.ndarray:
     """Neighbours of a grid with different labels, (k, 2, 2) indices, the heaviest first.
 
     labels: (g, h). weights: (g, h), by default all equal; a pair weighs what its heavier end does.
@@ -149,7 +154,7 @@ class Flips(NamedTuple):
     count: int
 
 
-def flips_on(mask, labels) -> Flips:
+def flips_on(mask: Values, labels: Values) -> Flips:
     """How many label flips between grid neighbours lie on a mask (g, h), such as its ridges.
 
     Pairs are grid neighbours, on the mask if either end is. labels: (g, h), or (g, h, k) for k
@@ -170,12 +175,12 @@ def flips_on(mask, labels) -> Flips:
     return Flips(float(share), float(on.mean()), int(flips.sum()))
 
 
-def flip_share_error(mask, labels, *, blocks: int = 4) -> tuple[float, int]:
+def flip_share_error(mask: Values, labels: Values, *, blocks: int = 4) -> tuple[float, int]:
     """Standard error of the share of `flips_on`, and the number of blocks with flips behind it.
 
     Flips along one border are no independent units, so whole blocks × blocks rectangles of the
-    slice are left out in turn (jackknife of a ratio): √((k − 1) / k Σ (share₋ᵢ − mean)²). Zero with
-    fewer than two such rectangles. Raises ValueError for blocks without pairs.
+    slice are left out in turn (jackknife of a ratio, `intervals.of_left_out`). Zero with fewer than
+    two such rectangles. Raises ValueError for blocks without pairs.
     """
     mask, labels = np.asarray(mask, bool), np.asarray(labels)
     most = min(mask.shape) // 2
@@ -187,11 +192,9 @@ def flip_share_error(mask, labels, *, blocks: int = 4) -> tuple[float, int]:
             own = flips_on(mask[np.ix_(rows, columns)], labels[np.ix_(rows, columns)])
             counts += [(own.share * own.count, own.count)] if own.count else []
     on, all_ = np.array(counts or [(0, 1)], float).T
-    k = len(counts)
-    if k < 2:
-        return 0.0, k
-    shares = (on.sum() - on) / (all_.sum() - all_)
-    return float(np.sqrt((k - 1) / k * np.square(shares - shares.mean()).sum())), k
+    if len(counts) < 2:
+        return 0.0, len(counts)
+    return of_left_out((on.sum() - on) / (all_.sum() - all_)), len(counts)
 
 
 def flip_width(log_odds: Evaluate, crossing: Crossing, *, step: float) -> np.ndarray:
@@ -224,7 +227,7 @@ class PhasePairs(NamedTuple):
 
 
 def phase_pairs(
-    regions, n: int, *, lengths: tuple[float, float] = (0.15, 0.45), seed: int = 0
+    regions: Values, n: int, *, lengths: tuple[float, float] = (0.15, 0.45), seed: int = 0
 ) -> PhasePairs:
     """Random pairs of points, as many within a phase as across two, all of like length.
 

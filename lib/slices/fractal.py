@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.intervals import Values, as_array
 from lib.slices.borders import crossings
-from lib.slices.maps import Evaluate, as_array
+from lib.slices.maps import Evaluate
 from lib.slices.plane import grid
 
 
@@ -27,7 +28,7 @@ class Dimension(NamedTuple):
     counts: np.ndarray
 
 
-def box_counting(mask, *, smallest: int = 1, largest: int | None = None) -> Dimension:
+def box_counting(mask: Values, *, smallest: int = 1, largest: int | None = None) -> Dimension:
     """Box-counting dimension of a set of grid cells, the slope of log N(s) against −log s.
 
     Boxes of edges smallest · 2^k, up to `largest` (by default a sixteenth of the shorter side, at
@@ -43,7 +44,7 @@ def box_counting(mask, *, smallest: int = 1, largest: int | None = None) -> Dime
         raise ValueError(
             f"mask of shape {mask.shape} with {mask.sum()} cells; expected a set in 2-D"
         )
-    largest = largest or max(min(mask.shape) // 16, 4)
+    largest = max(min(mask.shape) // 16, 4) if largest is None else largest
     sizes = np.array([smallest * 2**k for k in range(32) if 1 <= smallest * 2**k <= largest])
     if len(sizes) < 3:
         raise ValueError(
@@ -72,25 +73,28 @@ def _boxes(mask: np.ndarray, size: int) -> int:
 
 
 def line_spread(
-    points: int, *, lines: int = 1, draws: int = 200, seed: int = 0, **options
+    points: int, *, lines: int = 1, draws: int = 200, seed: int = 0, **options: int
 ) -> tuple[float, float]:
     """Dimension that straight lines get on a grid of `points` a side: mean and deviation.
 
     `lines` together, of random directions, within a quarter of the side of the middle, counted as
     any border: several lines fill more boxes. The deviation is the error of one box count at this
-    size, and options are those of `box_counting`.
+    size, and options are those of `box_counting`. Raises ValueError for no line, and draws < 2.
     """
+    if lines < 1 or draws < 2:
+        raise ValueError(f"lines = {lines}, draws = {draws}: take a line and two draws at least")
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(*[np.linspace(-0.5, 0.5, points)] * 2, indexing="ij")
     found = []
     for _ in range(draws):
         angle, offset = rng.uniform(0, np.pi, lines), rng.uniform(-0.25, 0.25, lines)
         sides = x[..., None] * np.cos(angle) + y[..., None] * np.sin(angle) > offset
-        found.append(box_counting(border(sides @ 2 ** np.arange(lines)), **options).dimension)
+        drawn = np.logical_or.reduce([border(side) for side in np.moveaxis(sides, -1, 0)])
+        found.append(box_counting(drawn, **options).dimension)
     return float(np.mean(found)), float(np.std(found, ddof=1))
 
 
-def border(labels) -> np.ndarray:
+def border(labels: Values) -> np.ndarray:
     """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h).
 
     Raises ValueError for labels that are not on a grid.
@@ -177,7 +181,9 @@ def zoom(
     return found
 
 
-def _on_a_side(classify: Evaluate, corners: np.ndarray, labels, tolerance: float) -> np.ndarray:
+def _on_a_side(
+    classify: Evaluate, corners: np.ndarray, labels: np.ndarray, tolerance: float
+) -> np.ndarray:
     """Place of the border on a side of a cell whose corners (4, 2) carry several labels, (2,).
 
     A corner nearer to the border than rounding may be read otherwise in another batch: then the
@@ -206,7 +212,7 @@ def check_window(window: float, points: int, resolution: float) -> None:
 
 
 def difference_slopes(
-    evaluate: Evaluate, t, direction: Sequence[float], distances: Sequence[float]
+    evaluate: Evaluate, t: Values, direction: Sequence[float], distances: Sequence[float]
 ) -> np.ndarray:
     """Finite-difference Lipschitz constants |f(t + hu/2) − f(t − hu/2)| / h, (n, k).
 
@@ -228,7 +234,7 @@ def difference_slopes(
     return (np.linalg.norm(values[1] - values[0], axis=-1) / gaps.numpy()).T
 
 
-def noise_floor(evaluate: Evaluate, t, *, repeats: int = 8) -> np.ndarray:
+def noise_floor(evaluate: Evaluate, t: Values, *, repeats: int = 8) -> np.ndarray:
     """Largest distance between repeated results for identical input, (n,), in units of the result.
 
     Each point of t (n, 2) is evaluated alone and in batches of 2, 3, …, `repeats` rows, so in other

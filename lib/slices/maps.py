@@ -4,48 +4,50 @@ Neighbouring values of a map are not independent, so errors come from resampling
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from torch import Tensor
 
+from lib.intervals import Interval, Values, as_array, of_draws, resamples
+
 Evaluate = Callable[[Tensor], Tensor]  # coordinates (n, 2) -> values (n, ...)
-
-
-class Estimate(NamedTuple):
-    """A value, its bootstrap standard error and its central 95 % interval."""
-
-    value: float
-    error: float
-    interval: tuple[float, float]
+Moment = np.ndarray | float  # a sum over blocks, or one for each draw
 
 
 def rank_agreement(
-    estimate, truth, *, blocks: int = 6, draws: int = 1000, seed: int = 0
-) -> Estimate:
+    estimate: Values, truth: Values, *, blocks: int = 6, draws: int = 1000, seed: int = 0
+) -> Interval:
     """Spearman's ρ of two maps (g, h), resampled by blocks × blocks rectangles of the slice.
 
     The ranks are those of the whole map; a draw takes as many rectangles as there are, with
     replacement. Raises ValueError for shapes that differ, values that are not finite, a constant
     map and blocks without points.
     """
-    return _estimate(*_resampled(estimate, truth, blocks, draws, seed))
+    return of_draws(*_resampled(estimate, truth, blocks, draws, seed))
 
 
 def rank_gain(
-    estimate, rival, truth, *, blocks: int = 6, draws: int = 1000, seed: int = 0
-) -> Estimate:
+    estimate: Values,
+    rival: Values,
+    truth: Values,
+    *,
+    blocks: int = 6,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
     """Spearman's ρ of a map with the true one less that of a rival, both on the same rectangles.
 
     Arguments and errors as in `rank_agreement`.
     """
     own, other = (_resampled(m, truth, blocks, draws, seed) for m in (estimate, rival))
-    return _estimate(own[0] - other[0], own[1] - other[1])
+    return of_draws(own[0] - other[0], own[1] - other[1])
 
 
-def _resampled(estimate, truth, blocks: int, draws: int, seed: int) -> tuple[float, np.ndarray]:
+def _resampled(
+    estimate: Values, truth: Values, blocks: int, draws: int, seed: int
+) -> tuple[float, np.ndarray]:
     """Spearman's ρ of two maps, and of each draw of rectangles (draws,)."""
     x, y = _maps(estimate, truth)
     if not 2 <= blocks <= min(x.shape):
@@ -55,17 +57,12 @@ def _resampled(estimate, truth, blocks: int, draws: int, seed: int) -> tuple[flo
     ranks = [rankdata(v).reshape(v.shape) for v in (x, y)]
     a, b = (r - r.mean() for r in ranks)
     moments = [_block_sums(m, blocks) for m in (np.ones_like(a), a, b, a * a, b * b, a * b)]
-    pick = np.random.default_rng(seed).integers(blocks**2, size=(draws, blocks**2))
+    pick = resamples(blocks**2, draws, seed)
     resampled = _correlation(*(m[pick].sum(1) for m in moments))
     return float(_correlation(*(m.sum() for m in moments))), resampled
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(value), float(resampled.std(ddof=1)), (float(low), float(high)))
-
-
-def _correlation(n, a, b, aa, bb, ab):
+def _correlation(n: Moment, a: Moment, b: Moment, aa: Moment, bb: Moment, ab: Moment) -> Moment:
     """Pearson's coefficient from sums of 1, a, b, a², b², a b."""
     covariance = ab / n - a * b / n**2
     return covariance / np.sqrt((aa / n - (a / n) ** 2) * (bb / n - (b / n) ** 2))
@@ -77,46 +74,7 @@ def _block_sums(values: np.ndarray, blocks: int) -> np.ndarray:
     return np.array([part.sum() for row in rows for part in np.array_split(row, blocks)])
 
 
-def bootstrap(
-    values,
-    *,
-    statistic: Callable = np.mean,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """A statistic of independent values (n,), such as paired differences, resampled.
-
-    statistic: (..., n), axis=-1 -> (...,). Raises ValueError for values that are empty or not
-    finite.
-    """
-    values = as_array(values)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values have shape {values.shape}; expected (n,), finite, n >= 1")
-    pick = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    return _estimate(statistic(values, axis=-1), statistic(values[pick], axis=-1))
-
-
-def block_jackknife(statistic: Callable, *maps, blocks: int = 4) -> float:
-    """Standard error of statistic(*maps), leaving out blocks × blocks rectangles in turn.
-
-    √((k − 1) / k Σ (T₋ᵢ − mean)²) over the k rectangles. statistic takes the values (m,) of every
-    map (g, h) at the same m points. Raises ValueError for shapes that differ and blocks without
-    points.
-    """
-    arrays = [as_array(m) for m in maps]
-    shape = arrays[0].shape
-    if any(a.shape != shape for a in arrays) or not 2 <= blocks <= min(shape):
-        raise ValueError(
-            f"maps have shapes {[a.shape for a in arrays]}, blocks = {blocks}; expected one shape "
-            f"(g, h) and 2 ... {min(shape)} blocks"
-        )
-    rows, columns = (np.arange(n) * blocks // n for n in shape)
-    place = np.add.outer(blocks * rows, columns)
-    left = np.array([statistic(*(a[place != b] for a in arrays)) for b in range(blocks**2)])
-    return float(np.sqrt((1 - 1 / blocks**2) * np.square(left - left.mean()).sum()))
-
-
-def smooth(values, width: float, *, spacing: float) -> np.ndarray:
+def smooth(values: Values, width: float, *, spacing: float) -> np.ndarray:
     """A map (g, h) under a Gaussian of standard deviation `width`, in units of the slice.
 
     spacing: of the map's points. What lies beyond the edge repeats the edge.
@@ -126,7 +84,7 @@ def smooth(values, width: float, *, spacing: float) -> np.ndarray:
     return gaussian_filter(as_array(values), width / spacing, mode="nearest")
 
 
-def unit_ratio(estimate, truth) -> tuple[float, float]:
+def unit_ratio(estimate: Values, truth: Values) -> tuple[float, float]:
     """Geometric mean of estimate / truth over two positive maps, and its spread as a factor."""
     x, y = _maps(estimate, truth)
     if min(x.min(), y.min()) <= 0:
@@ -137,7 +95,7 @@ def unit_ratio(estimate, truth) -> tuple[float, float]:
     return float(np.exp(logs.mean())), float(np.exp(logs.std()))
 
 
-def _maps(*maps) -> list[np.ndarray]:
+def _maps(*maps: Values) -> list[np.ndarray]:
     arrays = [as_array(m) for m in maps]
     shapes = [a.shape for a in arrays]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2:
@@ -155,28 +113,6 @@ def overlap(mask: np.ndarray, other: np.ndarray) -> float:
     return float(np.logical_and(mask, other).sum() / union) if union else 1.0
 
 
-def relative_error(estimate: np.ndarray, truth: np.ndarray) -> float:
-    """Root mean square error of a map over the standard deviation of the true one.
-
-    Raises ValueError for shapes that differ and a constant truth.
-    """
-    estimate, truth = as_array(estimate), as_array(truth)
-    if estimate.size == truth.size:  # a last axis of one feature may be left out
-        estimate = estimate.reshape(truth.shape)
-    _same_shape(estimate, truth)
-    deviation = truth - truth.mean((0, 1), keepdims=True)
-    if not np.linalg.norm(deviation) > 0:
-        raise ValueError("the true map is constant or not finite: there is no unit for its error")
-    return float(np.linalg.norm(estimate.ravel() - truth.ravel()) / np.linalg.norm(deviation))
-
-
-def _same_shape(a, b) -> None:
+def _same_shape(a: Values, b: Values) -> None:
     if np.shape(a) != np.shape(b):
         raise ValueError(f"maps have shapes {np.shape(a)} and {np.shape(b)}; expected one shape")
-
-
-def as_array(values) -> np.ndarray:
-    """A float64 array of a tensor or an array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, np.float64)

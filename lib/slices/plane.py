@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lib.diffusion import sampling, tangents
 from lib.diffusion.models import Generator
+from lib.intervals import Values
 
 PIECE = 64  # points in one cache entry: a resumed run repeats at most one piece
 DEGENERATE = 1e-5
@@ -32,7 +33,7 @@ class Slice:
     def __post_init__(self) -> None:
         object.__setattr__(self, "anchors", _independent(_stacked(self.anchors)))
 
-    def latents(self, t, *, dtype: torch.dtype | None = None) -> Tensor:
+    def latents(self, t: Values, *, dtype: torch.dtype | None = None) -> Tensor:
         """Latents (n, *latent_shape) at t (n, 2), each divided by its own standard deviation.
 
         Computed in float64 and rounded once, to `dtype` (default: that of the anchors). The
@@ -46,7 +47,7 @@ class Slice:
         scale = x.flatten(1).std(1).view(a.shape)
         return (x / scale).to(dtype or self.anchors.dtype)
 
-    def coordinates(self, t) -> Tensor:
+    def coordinates(self, t: Values) -> Tensor:
         """t as float64 (n, 2) on the anchors' device; raises ValueError as `latents` does."""
         try:
             t = torch.as_tensor(t, dtype=torch.float64, device=self.anchors.device)
@@ -142,7 +143,7 @@ def grid(
 def render(
     generator: Generator,
     plane: Slice,
-    t,
+    t: Values,
     *,
     steps: int,
     prompt: str | None = None,
@@ -151,7 +152,7 @@ def render(
     dtype: torch.dtype | None = None,
     cache: Callable | None = None,
     differentiable: bool = False,
-    **options,
+    **options: object,
 ) -> Tensor:
     """Images (n, c, h, w), or features (n, ...) of them, at coordinates t (n, 2) of a slice.
 
@@ -192,7 +193,7 @@ def render(
 def jacobian(
     generator: Generator,
     plane: Slice,
-    t,
+    t: Values,
     *,
     steps: int,
     prompt: str | None = None,

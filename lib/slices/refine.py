@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from lib.slices.maps import Evaluate, as_array
+from lib.intervals import as_array
+from lib.slices.maps import Evaluate
 from lib.slices.plane import grid
 
 
@@ -44,10 +45,14 @@ def refine(
         low, high: corners of the window.
 
     Raises:
-        ValueError: coarse not in 1 … levels, or a share that the coarse grid already exceeds.
+        ValueError: coarse not in 1 … levels, a tolerance below zero, or a share that the coarse
+            grid already exceeds.
     """
-    if not 1 <= coarse <= levels:
-        raise ValueError(f"coarse = {coarse}: choose 1 ... levels = {levels}")
+    if not 1 <= coarse <= levels or not tolerance >= 0:
+        raise ValueError(
+            f"coarse = {coarse}, tolerance = {tolerance}: choose 1 ... levels = {levels}, and zero "
+            "or more"
+        )
     tree = _Quadtree(evaluate, levels, coarse, grid(2**levels + 1, low=low, high=high))
     budget = int(share * tree.sampled.size)
     if tree.sampled.sum() > budget:

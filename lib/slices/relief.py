@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from lib.slices.maps import as_array
+from lib.intervals import Values, as_array
 
 
-def stretch(metric) -> np.ndarray:
+def stretch(metric: Values) -> np.ndarray:
     """Largest singular value of J from metrics JᵀJ (..., 2, 2), (...): local Lipschitz constants.
 
     Its logarithm is the finite-time Lyapunov exponent of the sampler. Raises ValueError for another
@@ -18,7 +18,7 @@ def stretch(metric) -> np.ndarray:
     return np.sqrt(np.linalg.eigvalsh(g)[..., -1].clip(min=0))
 
 
-def neighbour_trace(values, spacing: float) -> np.ndarray:
+def neighbour_trace(values: Values, spacing: float) -> np.ndarray:
     """The plain map that anyone would try first: squared differences to grid neighbours, (g, h).
 
     values: (g, h, ...) features on a regular grid. Per axis |Δ|² / spacing², averaged over the two
@@ -37,7 +37,7 @@ def neighbour_trace(values, spacing: float) -> np.ndarray:
     return total
 
 
-def neighbour_metric(values, spacing: float) -> torch.Tensor:
+def neighbour_metric(values: Values, spacing: float) -> torch.Tensor:
     """JᵀJ at the resolution of a grid, from differences of neighbours, (g, h, 2, 2), float64.
 
     g_αβ = ⟨D_α, D_β⟩ averaged over the pairs of differences D = Δ / spacing to the two neighbours
@@ -58,7 +58,7 @@ def neighbour_metric(values, spacing: float) -> torch.Tensor:
     return g / spacing**2
 
 
-def _on_grid(values, spacing: float) -> torch.Tensor:
+def _on_grid(values: Values, spacing: float) -> torch.Tensor:
     """Features of a grid as (g, h, features), checked."""
     values = torch.as_tensor(values).detach().cpu()
     if values.ndim < 2 or min(values.shape[:2]) < 2 or not spacing > 0:
@@ -70,7 +70,7 @@ def _on_grid(values, spacing: float) -> torch.Tensor:
     return values if values.is_floating_point() else values.double()
 
 
-def ridges(stretches, *, contrast: float = 3.0) -> np.ndarray:
+def ridges(stretches: Values, *, contrast: float = 3.0) -> np.ndarray:
     """Mask of the ridges of a map of stretches (g, h): above `contrast` times its median.
 
     The scale is the map's own, so that a map without borders has none; where more than half of a
@@ -86,7 +86,7 @@ def ridges(stretches, *, contrast: float = 3.0) -> np.ndarray:
     return stretches > contrast * np.median(stretches)
 
 
-def phases(stretches, *, contrast: float = 3.0, smallest: int = 4) -> np.ndarray:
+def phases(stretches: Values, *, contrast: float = 3.0, smallest: int = 4) -> np.ndarray:
     """Regions of low stretch between the ridges, as labels (g, g): 1, 2, ... by falling area.
 
     Regions touch along edges, not corners. 0 marks ridges and regions of fewer than `smallest`
@@ -96,8 +96,7 @@ def phases(stretches, *, contrast: float = 3.0, smallest: int = 4) -> np.ndarray
 
     labels, _ = label(~ridges(stretches, contrast=contrast))
     areas = np.bincount(labels.ravel())
-    areas[0] = 0
-    order = [k for k in np.argsort(-areas, kind="stable") if areas[k] >= smallest]
+    order = [k for k in np.argsort(-areas, kind="stable") if k and areas[k] >= smallest]
     renamed = np.zeros(len(areas), int)
     renamed[order] = np.arange(1, len(order) + 1)
     return renamed[labels]

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lib.diffusion.models import unit_normal
+from lib.intervals import Values
 
 DEGENERATE = 1e-5  # relative gap; rounding in float32 then turns an atom by about 1e-2
 TIE = 1e-3  # entries this close to the largest count as equal to it, or rounding picks the sign
@@ -35,7 +36,7 @@ class Track:
     overlap: Tensor
 
 
-def as_latents(latents, name: str = "latents") -> Tensor:
+def as_latents(latents: Values, name: str = "latents") -> Tensor:
     """Finite detached float32 or float64 tensor (..., h, w); other numbers become one of these.
 
     Raises ValueError for fewer than two axes, an empty axis, or values that are not finite.
@@ -51,7 +52,7 @@ def as_latents(latents, name: str = "latents") -> Tensor:
     return x
 
 
-def decompose(latents) -> tuple[Tensor, Tensor, Tensor]:
+def decompose(latents: Values) -> tuple[Tensor, Tensor, Tensor]:
     """Channel-wise reduced SVD with fixed signs, x = U diag(S) Vh.
 
     latents: (..., h, w), decomposed in float64, as fast on a CPU at these sizes; the parts come
@@ -68,7 +69,7 @@ def decompose(latents) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(part.to(x.dtype) for part in (U * sign, S, Vh * sign.mT))
 
 
-def compose(U, S, Vh) -> Tensor:
+def compose(U: Values, S: Values, Vh: Values) -> Tensor:
     """Latents U diag(S) Vh, (..., h, w), from (..., h, k), (..., k) and (..., k, w).
 
     Raises ValueError where the three do not fit together.
@@ -82,7 +83,7 @@ def compose(U, S, Vh) -> Tensor:
     return (U * S.unsqueeze(-2)) @ Vh
 
 
-def gaps(S) -> Tensor:
+def gaps(S: Values) -> Tensor:
     """Distance of each singular value to its nearest neighbour, over the largest one, (..., r).
 
     Noise of relative size e turns atom i by about e / gap_i; a lone singular value has gap 1.
@@ -93,7 +94,9 @@ def gaps(S) -> Tensor:
     return torch.minimum(torch.cat([edge, step], -1), torch.cat([step, edge], -1))
 
 
-def rescale(latents, index, factor, *, energy_matched: bool = False) -> Tensor:
+def rescale(
+    latents: Values, index: Values, factor: Values, *, energy_matched: bool = False
+) -> Tensor:
     """Change one atom per channel and nothing else.
 
     Plain: s_i becomes factor · s_i. Energy-matched: x + factor ‖x‖_F u_i v_iᵀ, ‖x‖_F of the
@@ -114,7 +117,7 @@ def rescale(latents, index, factor, *, energy_matched: bool = False) -> Tensor:
     return x + size[..., None, None] * u * v
 
 
-def principal_angles(a, b) -> Tensor:
+def principal_angles(a: Values, b: Values) -> Tensor:
     """Principal angles between the spans of a and b, (..., k), in radians, rising.
 
     θ = atan2(sin, cos) with cos = σ(AᵀB) and sin = σ(B - A AᵀB): exact near 0 and near π/2, where
@@ -132,7 +135,7 @@ def principal_angles(a, b) -> Tensor:
     return torch.atan2(sin, cos)
 
 
-def grassmann_distance(a, b) -> Tensor:
+def grassmann_distance(a: Values, b: Values) -> Tensor:
     """Geodesic distance (Σ θ_i²)^½ of the spans of a and b, (...), in radians.
 
     a, b: (..., n, k), as in `principal_angles`; U[..., :k] or Vh[..., :k, :].mT of `decompose`. At
@@ -176,7 +179,7 @@ def match_atoms(first: Sequence, second: Sequence) -> tuple[Tensor, Tensor]:
     return order, overlap.gather(-1, order[..., None])[..., 0]
 
 
-def track(latents, times: Sequence[int]) -> Track:
+def track(latents: Values, times: Sequence[int]) -> Track:
     """Follow every atom down a trajectory, latents (steps, ..., h, w) at falling training times.
 
     Later means noisier, as in DDIM: times fall from noise to image, and atoms are labelled at the
@@ -197,7 +200,7 @@ def track(latents, times: Sequence[int]) -> Track:
     return Track(torch.stack(index[::-1]), torch.stack(overlaps[::-1]))
 
 
-def aligned_atom(latents, pattern) -> tuple[Tensor, Tensor]:
+def aligned_atom(latents: Values, pattern: Values) -> tuple[Tensor, Tensor]:
     """Index of the atom nearest to a pattern's first atom (a, b), and |u·a||v·b|, both (...).
 
     pattern: (..., h, w), e.g. the mean difference of images with and without an attribute.
@@ -209,7 +212,7 @@ def aligned_atom(latents, pattern) -> tuple[Tensor, Tensor]:
     return index, overlap
 
 
-def bbp_ratio(theta, n: int, alpha) -> Tensor:
+def bbp_ratio(theta: Values, n: int, alpha: Values) -> Tensor:
     """θ̂ = √α θ / √((1 - α) n), a rank-one signal θ u vᵀ over the edge of n x n Gaussian noise.
 
     alpha: cumulative product at the latent's time. θ̂ > 1 stands out of the noise (Baik, Ben Arous
@@ -222,18 +225,18 @@ def bbp_ratio(theta, n: int, alpha) -> Tensor:
     return theta * (alpha / (1 - alpha) / n).sqrt()
 
 
-def bbp_value(ratio) -> Tensor:
+def bbp_value(ratio: Values) -> Tensor:
     """Top singular value in units of √((1 - α) n): θ̂ + 1/θ̂ above the threshold, 2 below."""
     ratio = torch.as_tensor(ratio, dtype=torch.float64).clamp_min(1)
     return ratio + 1 / ratio
 
 
-def bbp_overlap(ratio) -> Tensor:
+def bbp_overlap(ratio: Values) -> Tensor:
     """Squared overlap |⟨u, û⟩|² of signal and top singular vector: 1 - θ̂⁻², 0 below threshold."""
     return 1 - torch.as_tensor(ratio, dtype=torch.float64).clamp_min(1) ** -2
 
 
-def crossing_time(theta, n: int, alphas) -> Tensor:
+def crossing_time(theta: Values, n: int, alphas: Values) -> Tensor:
     """Largest training time at which a signal θ stands out of the noise, -1 where it never does.
 
     t* = max {t: √(α_t / (1 - α_t)) >= √n / θ}, int64 of the shape of theta. alphas: (T,) cumulative
@@ -269,14 +272,14 @@ def _warn_degenerate(S: Tensor) -> None:
     )
 
 
-def _atom_index(index, S: Tensor) -> Tensor:
+def _atom_index(index: Values, S: Tensor) -> Tensor:
     index, r = torch.as_tensor(index, device=S.device), S.shape[-1]
     if index.is_floating_point() or bool(((index < 0) | (index >= r)).any()):
         raise ValueError(f"index = {index.tolist()}: atoms are numbered 0 ... {r - 1}")
     return index.long().expand(S.shape[:-1])
 
 
-def _basis(a, name: str) -> Tensor:
+def _basis(a: Values, name: str) -> Tensor:
     """Orthonormal float64 basis of a full-rank (..., n, k)."""
     a = as_latents(a, name).double()
     n, k = a.shape[-2:]

@@ -11,6 +11,7 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor, nn
 
+from lib.intervals import Values
 from lib.svd.atoms import as_latents, compose, decompose
 
 Weights = Sequence[float]
@@ -72,7 +73,9 @@ class AtomPair:
         return self.latents(source + strength * (values - source))
 
 
-def atom_pair(x, z, *, k: int, keep_tail: bool = True, bases: Bases | None = None) -> AtomPair:
+def atom_pair(
+    x: Values, z: Values, *, k: int, keep_tail: bool = True, bases: Bases | None = None
+) -> AtomPair:
     """Cut source x and target z, both (..., h, w), to their k largest atoms.
 
     keep_tail: keep Σ_{i>k} of x in the edit, and fit the atoms to what the tail leaves. bases:
@@ -147,8 +150,8 @@ def best_values(
 
 
 def integrate(
-    x,
-    z,
+    x: Values,
+    z: Values,
     *,
     k: int,
     weights: Weights = WEIGHTS,
@@ -226,7 +229,9 @@ class AttributeVectorIntegration(nn.Module):
         if start == "reference":
             nn.init.zeros_(self.matrices[-1])
 
-    def fit(self, x, z, *, steps: int = 1000, lr: float = 1e-3) -> "AttributeVectorIntegration":
+    def fit(
+        self, x: Values, z: Values, *, steps: int = 1000, lr: float = 1e-3
+    ) -> "AttributeVectorIntegration":
         """Train in place on pairs x, z (n, c, h, w), n = 1 as in the paper, by full-batch Adam.
 
         Returns itself. Raises ValueError for what `atom_pair` refuses, or other channels.
@@ -258,7 +263,7 @@ class AttributeVectorIntegration(nn.Module):
         values = start + scale * hidden
         return values.relu() if own["positive"] else values
 
-    def pair(self, x, z) -> AtomPair:
+    def pair(self, x: Values, z: Values) -> AtomPair:
         """The atoms of x and z, as this network cuts them; raises ValueError for other channels."""
         own = self.config
         pair = atom_pair(x, z, k=own["k"], keep_tail=own["keep_tail"])
@@ -270,7 +275,7 @@ class AttributeVectorIntegration(nn.Module):
         return pair
 
     @torch.no_grad()
-    def integrate(self, x, z, *, strength: float = 1.0) -> Tensor:
+    def integrate(self, x: Values, z: Values, *, strength: float = 1.0) -> Tensor:
         """AVI latents (n, c, h, w) with the network's coefficients, in the precision of x.
 
         For a transfer, z of one seed's pair joins x of other seeds.

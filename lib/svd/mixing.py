@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from math import isfinite, sqrt
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, in_batches, nearest, time_grid, update
+from lib.diffusion.sampling import ddim, in_batches, nearest, spherical, time_grid, update
+from lib.intervals import Values
 from lib.svd.atoms import as_latents
 from lib.svd.avi import Bases, atom_pair
 
 
 def match_noise(
     generator: Generator,
-    z: ArrayLike,
+    z: Values,
     t_from: int,
     t_to: int,
     *,
@@ -51,7 +51,7 @@ def match_noise(
 
 def latent_pair(
     generator: Generator,
-    noise: Tensor,
+    noise: Values,
     source: str | Sequence[str] | None,
     target: str | Sequence[str],
     *,
@@ -80,7 +80,7 @@ def latent_pair(
 
 
 def integrate_full_core(
-    x: ArrayLike, z: ArrayLike, *, k: int, omega: float = 0.5, keep_tail: bool = True
+    x: Values, z: Values, *, k: int, omega: float = 0.5, keep_tail: bool = True
 ) -> Tensor:
     """The same with any 2k x 2k core in place of a diagonal, (..., h, w); a baseline.
 
@@ -93,14 +93,13 @@ def integrate_full_core(
     return y.to(as_latents(x).dtype)
 
 
-def interpolate(x: ArrayLike, z: ArrayLike, weight: float, *, path: str = "linear") -> Tensor:
+def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") -> Tensor:
     """Latents between x and z, (n, ...), at `weight` from 0 (x) to 1 (z), the plain baselines.
 
     "linear": (1 - w) x + w z; "rescaled": that, stretched per sample to the norm (1 - w) ‖x‖ +
-    w ‖z‖; "spherical": (sin((1 - w) θ) x + sin(w θ) z) / sin θ with θ the angle of x and z per
-    sample. Raises ValueError for another path, unequal shapes, a weight that is not finite, and
-    where a path is not defined: "rescaled" if x and z cancel, "spherical" between opposite latents
-    or with one that is zero.
+    w ‖z‖; "spherical": `sampling.spherical`. Raises ValueError for another path, unequal shapes, a
+    weight that is not finite, and where a path has no direction: "rescaled" if x and z cancel,
+    "spherical" between opposite latents or with one that is zero.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
     if (
@@ -112,24 +111,20 @@ def interpolate(x: ArrayLike, z: ArrayLike, weight: float, *, path: str = "linea
             f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}, weight {weight}: give "
             "equal shapes, 'linear', 'rescaled' or 'spherical', and a finite weight"
         )
+    if path == "spherical":
+        return spherical(x, z, [weight])[:, 0]
     a, b = x.double().flatten(1), z.double().flatten(1)
     y = torch.lerp(a, b, weight)
     if path == "linear":
         return y.reshape(x.shape).to(x.dtype)
     norms = [part.norm(dim=1, keepdim=True) for part in (a, b)]
-    u, v = a / norms[0], b / norms[1]
-    left = (u + v if path == "spherical" else y / sum(norms)).norm(dim=1, keepdim=True)
-    if not bool((left > 1e-7).all()):  # of a zero latent, NaN
+    length = y.norm(dim=1, keepdim=True)
+    if not bool((length > 1e-7 * sum(norms)).all() and (norms[0] * norms[1] > 0).all()):
         raise ValueError(
-            f"{path!r} at weight {weight} has no direction: a latent is zero, or two are opposite; "
-            "use 'linear'"
+            f"'rescaled' at weight {weight} has no direction: a latent is zero, or two are "
+            "opposite; use 'linear'"
         )
-    if path == "rescaled":
-        y = y * torch.lerp(*norms, weight) / y.norm(dim=1, keepdim=True)
-    else:
-        angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))[:, None]
-        curved = (((1 - weight) * angle).sin() * a + (weight * angle).sin() * b) / angle.sin()
-        y = torch.where(angle > 1e-6, curved, y)
+    y = y * torch.lerp(*norms, weight) / length
     return y.reshape(x.shape).to(x.dtype)
 
 
@@ -141,7 +136,7 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def principal_bases(latents: ArrayLike) -> Bases:
+def principal_bases(latents: Values) -> Bases:
     """Two-sided principal axes of many latents (..., h, w): bases (h, h) and (w, w), a choice.
 
     Eigenvectors of the mean of X Xᵀ and of Xᵀ X, largest first, float64.

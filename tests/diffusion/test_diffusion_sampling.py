@@ -1,5 +1,6 @@
 """Laws of DDIM sampling and inversion."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -469,3 +470,42 @@ def test_heads_that_are_equivalent_give_the_same_images(pixel):
     image = sampling.ddim(pixel, x, steps=10)
     torch.testing.assert_close(sampling.ddim(velocity, x, steps=10), image, atol=1e-3, rtol=0)
     assert torch.equal(sampling.ddim(sigma, x, steps=10), image)
+
+
+# Interpolation
+
+
+def test_a_spherical_path_keeps_the_norm_and_the_pace():
+    a, b = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    b = b * (a.flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    path = sampling.spherical(a, b, np.linspace(0, 1, 9))
+    assert path.shape == (3, 9, 1, 4, 4)
+    torch.testing.assert_close(path[:, 0], a)
+    torch.testing.assert_close(path[:, -1], b)
+    norms = path.flatten(2).norm(dim=2)
+    torch.testing.assert_close(norms, norms[:, :1].expand(-1, 9))
+    steps = path.diff(dim=1).flatten(2).norm(dim=2)
+    torch.testing.assert_close(steps, steps[:, :1].expand(-1, 8))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-5, 0.1, 3.0])
+def test_a_spherical_path_turns_by_its_share_of_the_angle_however_small(angle):
+    """In the plane the answer is known: cos and sin of the share of the angle."""
+    points = [[1.0, 0.0], [np.cos(angle), np.sin(angle)], [np.cos(angle / 4), np.sin(angle / 4)]]
+    start, end, quarter = torch.tensor(points, dtype=torch.float64).view(3, 1, 1, 1, 2)
+    found = sampling.spherical(start, end, [0.25])[:, 0]
+    torch.testing.assert_close(found, quarter, rtol=0, atol=1e-15 + 1e-11 * angle)
+
+
+def test_a_spherical_path_of_equal_directions_is_straight():
+    a = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(sampling.spherical(a, 2 * a, [0.5])[:, 0], 1.5 * a)
+
+
+@pytest.mark.parametrize("factor, message", [(-1.0, "opposite"), (0.0, "zero")])
+def test_pairs_without_an_arc_are_refused(factor, message):
+    a = torch.ones(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        sampling.spherical(a, factor * a, [0.5])
+    with pytest.raises(ValueError, match="one shape"):
+        sampling.spherical(a, a[0], [0.5])

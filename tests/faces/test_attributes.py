@@ -81,8 +81,9 @@ def test_outcome_at_a_gain_lies_on_the_line_between_its_neighbours():
     assert attributes.at_gain(rows, 1.0) == pytest.approx((1.0, 0.2, 0.8, 0.4))
     assert attributes.at_gain(rows, 0.25) == pytest.approx((0.25, 0.05, 0.95, 0.1))
     assert attributes.at_gain(rows, 1.6) is None
-    with pytest.raises(ValueError, match="gain = 0"):
-        attributes.at_gain(rows, 0)
+    for call in (lambda: attributes.at_gain(rows, 0), lambda: attributes.matched([], [], [], 0)):
+        with pytest.raises(ValueError, match="gain = 0"):
+            call()
 
 
 def test_bad_input_is_refused(faces):
@@ -91,3 +92,12 @@ def test_bad_input_is_refused(faces):
         attributes.score(images, images, "monocle")
     with pytest.raises(ValueError, match="one edited image for each"):
         attributes.score(images, images[:3], "hat")
+
+
+def test_total_variation_leaves_the_edited_attribute_out():
+    before = {"hat": np.array([[1.0, 0.0]] * 2), "skin": np.array([[0.2, 0.8]] * 2)}
+    after = {"hat": np.array([[0.0, 1.0]] * 2), "skin": np.array([[0.2, 0.8], [0.7, 0.3]])}
+    assert np.allclose(attributes.total_variation(before, after, "hat"), [0, 0.5])
+    assert np.allclose(attributes.total_variation(before, after, "skin"), [1, 1])
+    with pytest.raises(ValueError, match="'nose'"):
+        attributes.total_variation(before, after, "nose")

@@ -1,4 +1,4 @@
-"""Laws of paths: spherical interpolation, length and turning."""
+"""Laws of paths: length and turning."""
 
 import numpy as np
 import pytest
@@ -7,34 +7,6 @@ import torch
 from lib.slices import paths
 
 RNG = np.random.default_rng(0)
-
-
-def test_spherical_paths_keep_the_norm_and_the_pace():
-    a, b = torch.as_tensor(RNG.standard_normal((2, 3, 1, 4, 4)))
-    b = b * (a.flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
-    path = paths.spherical(a, b, 9)
-    assert path.shape == (3, 9, 1, 4, 4)
-    torch.testing.assert_close(path[:, 0], a)
-    torch.testing.assert_close(path[:, -1], b)
-    norms = path.flatten(2).norm(dim=2)
-    torch.testing.assert_close(norms, norms[:, :1].expand(-1, 9))
-    steps = path.diff(dim=1).flatten(2).norm(dim=2)
-    torch.testing.assert_close(steps, steps[:, :1].expand(-1, 8))
-
-
-def test_spherical_paths_of_equal_directions_are_straight():
-    a = torch.as_tensor(RNG.standard_normal((1, 1, 2, 2)))
-    middle = paths.spherical(a, 2 * a, 3)[:, 1]
-    torch.testing.assert_close(middle, 1.5 * a, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("factor, message", [(-1.0, "opposite"), (0.0, "zero")])
-def test_pairs_without_an_arc_are_refused(factor, message):
-    a = torch.ones(1, 1, 2, 2)
-    with pytest.raises(ValueError, match=message):
-        paths.spherical(a, factor * a, 4)
-    with pytest.raises(ValueError, match="points"):
-        paths.spherical(a, a, 1)
 
 
 def test_a_regular_polygon_turns_by_its_outer_angles():
