@@ -5,13 +5,24 @@
 .DEFAULT_GOAL := help
 
 PROFILE ?= quick
-# Lessons and evidence by name; copies made beside them (`01_ising-Copy1.ipynb`) are no targets.
-NAMED := sed -n 's/^\([0-9][0-9]_[a-z0-9_]*\)\.ipynb$$/\1/p'
-LESSONS := $(shell ls notebooks 2>/dev/null | $(NAMED))
-EVIDENCE := $(addprefix evidence/,$(shell ls notebooks/evidence 2>/dev/null | $(NAMED)))
-NOTEBOOKS := $(LESSONS) $(EVIDENCE)
-NUMBERS := $(sort $(foreach name,$(LESSONS),$(firstword $(subst _, ,$(name)))))
+# Pythons that .venv may be built with, the first that fits: figures were committed with the first.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3 python
+
+# A copy that a file manager or JupyterLab left beside a notebook is none of them.
+NOTEBOOKS := $(shell ls notebooks/*.ipynb notebooks/evidence/*.ipynb 2>/dev/null | LC_ALL=C sed -nE \
+	's,^notebooks/((evidence/)?[0-9][0-9]_[a-z0-9_]*)\.ipynb$$,\1,p')
+NUMBERS := $(sort $(foreach name,$(notdir $(NOTEBOOKS)),$(firstword $(subst _, ,$(name)))))
 NUMBERS += $(patsubst 0%,%,$(NUMBERS))
+TARGETS := $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile) $(NOTEBOOKS) $(NUMBERS)
+
+# A target that is none is refused before anything runs; make itself takes a folder's name for one.
+UNKNOWN := $(filter-out $(TARGETS),$(MAKECMDGOALS))
+NEAREST := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.5))
+ifneq ($(UNKNOWN),)
+NEAR := $(shell for python in .venv/bin/python $(PYTHONS); do "$$python" -c '$(NEAREST)' \
+	'$(subst ','\'',$(firstword $(UNKNOWN)))' $(TARGETS) 2>/dev/null && exit; done)
+$(error no target "$(firstword $(UNKNOWN))"$(if $(NEAR),: did you mean "$(NEAR)"?) ("make help" lists all))
+endif
 
 # An active environment is used only if it meets the lock; else .venv, which `ready` sets up.
 PYTHON := $(shell for folder in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
@@ -23,29 +34,31 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup ready figures $(NOTEBOOKS) $(NUMBERS) test lint refresh student rehearse bench lab \
-	scorecard verify clean models pytest-first pytest-second
+.PHONY: $(TARGETS)
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@for name in $(NOTEBOOKS); do printf '  %-28s run this notebook if it is stale\n' "$$name"; done
-	@echo "  $(wordlist 1,$(words $(LESSONS)),$(NUMBERS)): lesson and evidence of this number"
+	@echo "  a number, as 3               run all notebooks of this number"
 
 setup: ## build .venv from requirements.lock and check that it works
-	@python=; for candidate in python3.11 python3 python; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
-	  then python="$$candidate"; break; fi; done; \
+	@python=; found=; for candidate in $(PYTHONS); do \
+	  if said="$$("$$candidate" -I lib/kit/environment.py --python 2>/dev/null)"; \
+	  then python="$$candidate"; break; fi; \
+	  if version="$$("$$candidate" -V 2>&1)"; \
+	  then found="$$found\n  $$candidate: $${said:-$$version}"; fi; done; \
 	if [ -z "$$python" ]; then \
-	  echo "Python 3.11 not found: tried python3.11, python3 and python. Install it and run make again." >&2; \
+	  printf '%b\n' "No Python from 3.11 to 3.14 found: tried $(PYTHONS).$$found" >&2; \
+	  echo "Install one and run make again, or name it: make setup PYTHONS=/path/to/python" >&2; \
 	  exit 1; fi; \
 	set -e; \
 	stamp="$$("$$python" -I lib/kit/environment.py --stamp)"; \
 	if [ "$$(cat .venv/lock.sha256 2>/dev/null)" != "$$stamp" ] \
 	   || ! .venv/bin/python -I lib/kit/environment.py; then \
 	  rm -f .venv/lock.sha256; \
-	  .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
-	    || "$$python" -m venv --clear .venv; \
+	  { .venv/bin/python -I lib/kit/environment.py --python && .venv/bin/python -c 'import pip'; } \
+	    >/dev/null 2>&1 || "$$python" -m venv --clear .venv; \
 	  .venv/bin/python -m pip install -r requirements.lock; \
 	  .venv/bin/python -m pip install --no-deps --no-build-isolation -e .; \
 	  .venv/bin/python -I lib/kit/environment.py; \
@@ -60,8 +73,12 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS) $(NUMBERS): ready
+$(NOTEBOOKS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
+
+$(NUMBERS): ready
+	$(PIPELINE) run --profile "$(PROFILE)" \
+	  $(filter $@_% 0$@_% evidence/$@_% evidence/0$@_%,$(NOTEBOOKS))
 
 lint: ready ## ruff on .py and .ipynb
 	"$(PYTHON)" -m ruff check .
@@ -81,6 +98,9 @@ pytest-first:
 pytest-second:
 	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
 
+wheels: ready ## ask the package index whether every Python of the range can be set up
+	"$(PYTHON)" -m pytest -rs tests/wheels.py
+
 refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.md and README.md
 	$(PIPELINE) refresh
 	$(PIPELINE) scorecard --write
@@ -95,8 +115,11 @@ rehearse: ready ## the paper profile on generated full-size folders, two images,
 bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks
 
-lab: ready ## open the notebooks in JupyterLab
-	"$(PYTHON)" -m jupyterlab notebooks
+lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-browser --port 9999"
+	"$(PYTHON)" -m lib.kit.lab $(ARGS)
+
+html: ready ## a page of each notebook in build/html/, every figure with its alternative text
+	"$(PYTHON)" -m lib.kit.html_pages
 
 scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
 	@$(PIPELINE) scorecard --write
@@ -104,8 +127,9 @@ scorecard: ready ## write SCORECARD.md and its summary in README.md, print the t
 verify: ready ## list what in figures/ is older than its code
 	@$(PIPELINE) verify
 
-clean: ## remove cache/ and build/ except build/training; figures/, notebooks/ and .venv stay
-	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi
+clean: ## remove cache/ and build/ except build/training and build/lab, where your own work lies
+	if [ -d build ]; then \
+	  find build -mindepth 1 -maxdepth 1 ! -name training ! -name lab -exec rm -rf {} +; fi
 	rm -rf cache .pytest_cache .ruff_cache .hypothesis
 
 models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights

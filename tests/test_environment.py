@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
+import lib
 from lib.kit import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,9 +39,55 @@ def test_the_lock_holds_every_declared_version():
 
 def test_the_conda_file_holds_the_same_direct_pins_and_python():
     *plain, pip = CONDA["dependencies"]
-    assert plain == ["python=3.11", "pip"]
+    assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert environment.pins("\n".join(pip["pip"])) == DECLARED
-    assert PROJECT["requires-python"] == "==3.11.*"
+
+
+RELEASES = [f"3.{minor}.{micro}" for minor in range(11, 15) for micro in range(30)]
+
+
+def test_every_file_that_names_the_range_of_pythons_names_the_same():
+    (oldest, newest) = environment.OLDEST, environment.NEWEST
+    assert RELEASES[0] == f"{oldest[0]}.{oldest[1]}.0" and RELEASES[-1].startswith("3.14.")
+    declared = SpecifierSet(PROJECT["requires-python"])
+    assert all(declared.contains(release) for release in RELEASES)
+    assert not declared.contains("3.10.20") and not declared.contains("3.15.0")
+    tried = re.search(r"^PYTHONS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    named = {f"python3.{minor}" for minor in range(oldest[1], newest[1] + 1)}
+    assert set(tried.split()) == named | {"python3", "python"}
+    for text in (LOCK, (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()):
+        assert "3.11 to 3.14" in text
+
+
+@pytest.mark.parametrize("name", sorted(environment.pins(LOCK)))
+def test_every_locked_package_admits_every_release_of_the_range(name):
+    try:
+        declared = importlib.metadata.metadata(name)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        pytest.fail(f"{name} is not installed: make setup")
+    refused = [r for r in RELEASES if not SpecifierSet(declared or "").contains(r)]
+    assert not refused, f"{name} wants {declared}: lock a version that admits {refused}"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ((3, 10, 13), "expected 3.11 to 3.14"),
+        ((3, 11, 0), ""),
+        ((3, 14, 7), ""),
+        ((3, 15, 0), "expected 3.11 to 3.14"),
+    ],
+)
+def test_a_python_outside_the_range_is_told_the_range(monkeypatch, version, said):
+    monkeypatch.setattr(environment.sys, "version_info", version)
+    assert said in environment.why_unfit() and bool(said) == bool(environment.why_unfit())
+    assert (environment.wrong_version() in environment.problems()) == bool(said)
+
+
+def test_a_python_without_venv_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    assert "python3-venv" in environment.why_unfit()
+    assert environment.problems() == []  # an environment that is there needs no venv
 
 
 def test_the_lock_is_transitive_and_fits_every_machine():
@@ -61,6 +110,41 @@ def test_a_wrong_version_is_noticed(monkeypatch):
     found = environment.problems()
     assert f"numpy is 1.0, expected {DECLARED['numpy']}" in found
     assert f"torch is absent, expected {DECLARED['torch']}" in found
+
+
+@pytest.fixture
+def nowhere_to_write(monkeypatch, tmp_path):
+    """Checkout and home cannot be written to, a folder for temporary files can."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(lib.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(lib.tempfile, "gettempdir", lambda: str(tmp_path))
+    yield tmp_path / f"numba-{os.getuid()}"
+    os.environ.pop("NUMBA_CACHE_DIR", None)
+
+
+def test_a_read_only_checkout_without_home_compiles_in_a_folder_of_the_users_own(nowhere_to_write):
+    lib._find_a_place_for_compiled_code()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(nowhere_to_write)
+    assert nowhere_to_write.stat().st_mode & 0o777 == 0o700
+
+
+def test_code_that_another_user_may_have_planted_is_not_run(nowhere_to_write, monkeypatch):
+    nowhere_to_write.mkdir()
+    owner = os.getuid()
+    monkeypatch.setattr(lib.os, "getuid", lambda: owner + 1)
+    nowhere_to_write.rename(nowhere_to_write.with_name(f"numba-{owner + 1}"))
+    lib._find_a_place_for_compiled_code()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_a_place_that_numba_has_stays(nowhere_to_write, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "mine")
+    lib._find_a_place_for_compiled_code()
+    assert os.environ["NUMBA_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setattr(lib.os, "access", lambda path, mode: "physics" in str(path))
+    lib._find_a_place_for_compiled_code()
+    assert "NUMBA_CACHE_DIR" not in os.environ and not nowhere_to_write.exists()
 
 
 def test_torchvision_is_absent_or_fits_torch():

@@ -8,19 +8,20 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
 CONVERTED = ROOT / "cache" / "converted"
 EMBEDDED = ("avatars-ddpm", "avatars-sd")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds")
+WORDS = "words.json"  # beside a tokenizer: all the words of the captions, where these are few
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -61,25 +62,67 @@ WANTED = [
 ]
 
 
+def weight_hash(tensors: Iterable[tuple[str, Tensor]], *notes: str) -> str:
+    """SHA-256 (16 hex digits) of named tensors, in order, after the notes: what a cache knows."""
+    digest = hashlib.sha256("".join(notes).encode())
+    for name, value in tensors:
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def convert_pickle(source: str | Path, target: str | Path) -> Path:
     """Rewrite a diffusers folder with pickle weights as one with safetensors; returns `target`.
 
-    Pickles are opened with weights_only, so that no code in them runs; provenance.json records
-    their SHA-256. Do this only for a folder that you trust. Raises ValueError for a pickle that
-    holds more than tensors and for a target that exists.
+    In each folder with a config.json one pickle becomes the file that `models.load` looks for: the
+    only one, whatever its name, or the one named as the libraries do. Other pickles are left out,
+    with a warning. Pickles are opened with weights_only, so that no code in them runs;
+    provenance.json records their SHA-256 and what was left out. Do this only for a folder that you
+    trust. Raises ValueError for a folder without pickle weights or with several that could be, a
+    pickle that holds more than tensors, and a target that exists.
     """
     source, target = Path(source), Path(target)
+    weights = _pickled_weights(source)
     with new_folder(target) as partial:
-        hashes = {}
+        hashes, left_out = {}, []
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            place = partial / file.relative_to(source)
+            name, place = str(file.relative_to(source)), partial / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".bin":
-                hashes[str(file.relative_to(source))] = _convert_file(file, place)
-            elif file.suffix not in PICKLES:
+            if file in weights:
+                hashes[name] = _convert_file(file, place.with_name(weights[file]))
+            elif file.suffix in PICKLES:
+                left_out.append(name)
+            else:
                 shutil.copyfile(file, place)
-        (partial / "provenance.json").write_text(json.dumps({"pickle_sha256": hashes}, indent=1))
+        record = {"pickle_sha256": hashes, "left_out": left_out}
+        (partial / "provenance.json").write_text(json.dumps(record, indent=1))
+    if left_out:
+        warnings.warn(f"pickles that are not the weights left out: {left_out}", stacklevel=2)
     return target
+
+
+def _pickled_weights(source: Path) -> dict[Path, str]:
+    """{pickle: the safetensors file it becomes}, one for each folder that has no safetensors."""
+    found = {}
+    for config in sorted(source.rglob("config.json")):
+        files = sorted(p for p in config.parent.iterdir() if p.suffix in PICKLES)
+        if not files or any(config.parent.glob("*.safetensors")):
+            continue
+        ours = _index(config, config.parent).keys().isdisjoint(("model_type", "architectures"))
+        stem = "diffusion_pytorch_model" if ours else "model"
+        usual = [p for p in files if p.stem in (stem, "pytorch_model")] or files
+        if len(usual) > 1:
+            raise ValueError(
+                f"{config.parent} has the pickles {', '.join(p.name for p in usual)}; leave one, "
+                f"or name the weights {stem}.bin"
+            )
+        found[usual[0]] = f"{stem}.safetensors"
+    if not found:
+        raise ValueError(
+            f"{source} has no pickle weights ({', '.join(PICKLES)}) beside a config.json, or has "
+            "safetensors already; give the folder of a network or of a pipeline"
+        )
+    return found
 
 
 @contextmanager
@@ -159,7 +202,7 @@ def _download(name: str, revision: str) -> tuple[Path, str]:
 
 
 def _convert_file(file: Path, place: Path) -> str:
-    """Write one pickle's tensors as safetensors beside `place`; returns the pickle's SHA-256."""
+    """Write one pickle's tensors to the safetensors file `place`; returns the pickle's SHA-256."""
     from safetensors.torch import save_file
 
     try:
@@ -169,8 +212,7 @@ def _convert_file(file: Path, place: Path) -> str:
         raise ValueError(
             f"{file} holds more than tensors, or is damaged; get a safetensors version"
         ) from error
-    stem = "model" if file.stem == "pytorch_model" else file.stem
-    save_file(tensors, place.with_name(f"{stem}.safetensors"), metadata={"format": "pt"})
+    save_file(tensors, place, metadata={"format": "pt"})
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -200,6 +242,8 @@ def read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             if not (folder / name).is_dir():
                 raise ValueError(f"{folder} has no {name}; give the folder of the whole pipeline")
         parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        if (folder / "tokenizer" / WORDS).is_file():
+            parts["words"] = json.loads((folder / "tokenizer" / WORDS).read_text())
         parts["text_encoder"] = _network(CLIPTextModel, folder / "text_encoder", dtype)
     if (folder / "vae").is_dir():
         parts["autoencoder"] = _network(diffusers.AutoencoderKL, folder / "vae", dtype)
@@ -224,7 +268,10 @@ def _index(file: Path, folder: Path) -> dict:
             f"{folder} has no index: neither model_index.json with a unet folder, nor the "
             "config.json of a UNet2DModel; save it with save_pretrained"
         )
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): fetch or write it again") from error
 
 
 def _schedule(folder: Path) -> dict[str, Any]:
@@ -270,10 +317,16 @@ def _network(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file} is truncated or damaged: fetch or write it again") from error
-    with without_bars():
-        model, report = kind.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True
-        )
+    try:
+        with without_bars():
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            )
+    except OSError as error:
+        raise ValueError(
+            f"{folder} holds {', '.join(file.name for file in files)}, where the library looks for "
+            "diffusion_pytorch_model.safetensors (a text encoder's is model.safetensors): rename it"
+        ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = [*report["missing_keys"], *report["mismatched_keys"]]
         raise ValueError(

@@ -5,9 +5,8 @@ The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative produ
 """
 
 import copy
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.diffusion import folders
+from lib.diffusion.prompts import check
 
 IMAGE_LIMIT = 1.25  # a sampler overshoots [-1, 1] a little; pixels in 0..255 do not hide below this
 
@@ -34,13 +34,27 @@ def unit_normal(shape: Sequence[int], *key: int) -> Tensor:
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
 
 
+def real_numbers(values: object, name: str) -> Tensor:
+    """The values as a tensor; raises ValueError, which calls them `name`, unless they are real."""
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = error
+    if isinstance(found, Exception) or found.is_complex():
+        raise ValueError(
+            f"{name}: a {type(values).__name__} of these values is no tensor of real numbers; give "
+            "one of shape (n, c, h, w), an array or lists (a picture: its pixels, channels first)"
+        )
+    return found
+
+
 class Generator:
     """A diffusion model as the samplers see it: noise in, predicted noise out.
 
     unet: the denoiser; alphas: (T,) float64 cumulative products on the CPU; latent_shape:
     (channels, height, width) of what the denoiser sees; source and revision: where the weights
     come from (revision is the commit of a hub repository, else None). With a text encoder the
-    model takes prompts; with an autoencoder the latents are not pixels.
+    model takes prompts (`words`: all that they may say); with an autoencoder latents are no pixels.
     """
 
     def __init__(
@@ -52,6 +66,7 @@ class Generator:
         prediction: str = "epsilon",
         autoencoder: nn.Module | None = None,
         tokenizer: Any = None,
+        words: Collection[str] | None = None,
         text_encoder: nn.Module | None = None,
         source: str = "",
         revision: str | None = None,
@@ -61,7 +76,7 @@ class Generator:
                 f"prediction type {prediction!r} is not supported; 'epsilon' and 'v_prediction' are"
             )
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
-        self.tokenizer, self.prediction = tokenizer, prediction
+        self.tokenizer, self.words, self.prediction = tokenizer, words, prediction
         self.alphas = alphas.detach().to("cpu", torch.float64)
         if not bool((self.alphas > 0).all() and (self.alphas < 1).all()):
             raise ValueError("alphas must lie strictly between 0 and 1; rescale the noise schedule")
@@ -99,11 +114,8 @@ class Generator:
         state = [(n, v) for part in self._parts() for n, v in part.state_dict().items()]
         stamp = tuple((v.data_ptr(), v._version) for _, v in state)
         if self._hash is None or self._hash[0] != stamp:
-            digest = hashlib.sha256(f"{self.prediction}{self.alphas.tolist()}".encode())
-            for name, value in state:
-                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._hash = stamp, digest.hexdigest()[:16]
+            notes = self.prediction, str(self.alphas.tolist())
+            self._hash = stamp, folders.weight_hash(state, *notes)
         return self._hash[1]
 
     def alpha(self, t: int) -> float:
@@ -149,7 +161,10 @@ class Generator:
         return self._noise_of(without + guidance * (given - without), x, t)
 
     def embed(self, prompt: str | Sequence[str] | None, n: int) -> Tensor:
-        """Text states (n, tokens, width); each distinct prompt is encoded once and kept."""
+        """Text states (n, tokens, width); each distinct prompt is encoded once and kept.
+
+        Raises ValueError for other than n prompts, one too long, or a word outside the captions.
+        """
         prompts = [prompt or ""] * n if prompt is None or isinstance(prompt, str) else list(prompt)
         if len(prompts) != n:
             raise ValueError(f"{len(prompts)} prompts for {n} latents; give one prompt, or {n}")
@@ -174,11 +189,11 @@ class Generator:
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images on the model's device and in its type; raises ValueError as `encode` does."""
-        images = torch.as_tensor(images).to(self.device, self.dtype)
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+        images = real_numbers(images, "images").to(self.device, self.dtype)
+        if images.ndim != 4 or len(images) == 0 or tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; {self.source or 'this model'} takes "
-                f"(n, {', '.join(map(str, self.image_shape))}): resize them first"
+                f"(n, {', '.join(map(str, self.image_shape))}) with n >= 1: resize them first"
             )
         if not bool(images.isfinite().all()) or float(images.detach().abs().max()) > IMAGE_LIMIT:
             raise ValueError(
@@ -238,9 +253,9 @@ class Generator:
         return alpha.sqrt().to(x.dtype) * output + (1 - alpha).sqrt().to(x.dtype) * x
 
     def _encode_prompts(self, prompts: list[str]) -> None:
-        limit = self.tokenizer.model_max_length
         for prompt in prompts:
-            _check_prompt(self.tokenizer, prompt, limit)
+            check(prompt, self.tokenizer, self.words)
+        limit = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=limit, return_tensors="pt"
         ).input_ids
@@ -375,19 +390,6 @@ def _device(device: str | torch.device) -> torch.device:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _check_prompt(tokenizer: Any, prompt: str, limit: int) -> None:
-    tokens = tokenizer(prompt).input_ids
-    if len(tokens) > limit:
-        raise ValueError(
-            f"prompt {prompt!r} has {len(tokens) - 2} tokens; at most {limit - 2} fit: shorten it"
-        )
-    if tokenizer.unk_token_id in tokens[1:-1]:
-        raise ValueError(
-            f"prompt {prompt!r} has words that the model's tokenizer does not know; use the "
-            "vocabulary that the model was trained with"
-        )
 
 
 def _speed_up(generator: Generator) -> None:

@@ -5,14 +5,16 @@ We own the step, because the stock schedulers clip, shift the grid and end short
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from math import pi, sqrt
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from lib.diffusion.models import Generator, out_of_memory, unit_normal
+from lib.diffusion.models import Generator, out_of_memory, real_numbers, unit_normal
 
+Predict = Callable[..., Tensor | tuple[Tensor, Tensor]]
 Step = Callable[[Tensor, int, int, Tensor], Tensor]
 Callback = Callable[[Tensor, int, Tensor, slice], None]
 CLEAN = -1  # the time of an image, where alpha = 1
@@ -29,6 +31,49 @@ def time_grid(steps: int, train_steps: int = 1000) -> list[int]:
     if steps == 1:
         return [train_steps - 1]
     return [int(i / (steps - 1) * (train_steps - 1) + 1e-6) for i in range(steps)]
+
+
+def nearest(grid: Sequence[int], t: float, name: str = "t") -> int:
+    """Position of the grid point nearest to a training time, the lower of two equally near.
+
+    Raises ValueError, which calls the time `name`, unless 0 <= t <= grid[-1].
+    """
+    if not 0 <= t <= grid[-1]:
+        raise ValueError(f"{name} = {t}: choose a training time in 0 ... {grid[-1]}")
+    return min(range(len(grid)), key=lambda i: abs(grid[i] - t))
+
+
+def downward(
+    generator: Generator, steps: int, *, start: int | None = None, stop: int | None = None
+) -> list[tuple[int, int]]:
+    """Pairs (t, t_next) of sampling from `start` (None: the noisiest) to `stop` (None: CLEAN).
+
+    Both are taken at the nearest grid point. Raises ValueError where they leave the grid or cross.
+    """
+    return list(pairwise(_rising(generator, steps, stop=stop, start=start)[::-1]))
+
+
+def upward(
+    generator: Generator, steps: int, *, start: int | None = None, stop: int | None = None
+) -> list[tuple[int, int]]:
+    """Pairs (t, t_next) of inversion from `start` (None: CLEAN) to `stop` (None: the noisiest).
+
+    As `downward`, the other way.
+    """
+    return list(pairwise(_rising(generator, steps, start=start, stop=stop)))
+
+
+def _rising(generator: Generator, steps: int, **ends: int | None) -> list[int]:
+    """Grid times from the first of two named ends, None for CLEAN, to the second, None the last."""
+    grid, ((low, t), (high, s)) = time_grid(steps, len(generator.alphas)), ends.items()
+    i = -1 if t is None else nearest(grid, t, low)
+    j = len(grid) - 1 if s is None else nearest(grid, s, high)
+    if i > j:
+        raise ValueError(
+            f"{low} = {t} is noisier than {high} = {s}; sampling goes to cleaner times, inversion "
+            "to noisier ones"
+        )
+    return [CLEAN, *grid][i + 1 : j + 2]
 
 
 def predicted(x: Tensor, eps: Tensor, alpha: float) -> Tensor:
@@ -87,6 +132,7 @@ def ddim(
     eta: float = 0.0,
     seed: int = 0,
     first: int = 0,
+    predict: Predict | None = None,
     step: Step | None = None,
     callback: Callback | None = None,
     decode: bool = True,
@@ -101,6 +147,8 @@ def ddim(
     alpha = 1 and the result is decoded unless `decode=False`. Images are not clipped.
     prompt, guidance, negative: as in `Generator.epsilon`. eta: 0 deterministic ... 1 ancestral,
     with noise keyed by (seed, first + row, time), so that results do not depend on the batch.
+    predict(x, t, prompt=, guidance=, negative=) replaces `Generator.epsilon`; it may return a pair,
+    eps for the predicted image and eps for the direction (see `update`).
     step(x, t, t_next, eps) -> x replaces `update`; t_next = -1 at the end.
     callback(x, t, eps, rows) sees each step before it is taken, once more where a batch is retried.
     differentiable: keep the graph, and work under torch.func. batch: rows per network call (16 on a
@@ -111,33 +159,38 @@ def ddim(
     x = _latents(generator, latents, finite=not differentiable)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta}: choose 0 (deterministic) ... 1 (ancestral)")
-    if eta > 0 and step is not None:
-        raise ValueError(f"eta = {eta} belongs to the standard update; leave it out with step=")
-    pairs = _downward(time_grid(steps, len(generator.alphas)), start, stop)
-    prompts = _per_row(prompt, len(x))
+    if step is not None and (eta > 0 or predict is not None):
+        raise ValueError(
+            f"eta = {eta} and predict belong to the standard update; leave them out with step="
+        )
+    pairs = downward(generator, steps, start=start, stop=stop)
+    prompts, predict = _per_row(prompt, len(x)), predict or generator.epsilon
 
-    def one_step(x: Tensor, t: int, t_next: int, eps: Tensor, rows: slice) -> Tensor:
-        if step is not None:
-            return step(x, t, t_next, eps)
-        alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
-        noise = None
+    def standard(
+        x: Tensor, t: int, t_next: int, both: tuple[Tensor, Tensor], rows: slice
+    ) -> Tensor:
+        alpha, alpha_next, noise = generator.alpha(t), generator.alpha(t_next), None
         if deviation(alpha, alpha_next, eta) > 0:
             noise = step_noise(generator, range(first + rows.start, first + rows.stop), seed, t)
-        return update(x, eps, alpha, alpha_next, eta=eta, noise=noise)
+        return update(x, both[0], alpha, alpha_next, eta=eta, noise=noise, eps_direction=both[1])
 
     def run(rows: slice) -> Tensor:
         part, text = x[rows], {"prompt": prompts(rows), "guidance": guidance, "negative": negative}
         for t, t_next in pairs:
-            eps = generator.epsilon(part, t, **text)
+            found = predict(part, t, **text)
+            both = found if isinstance(found, tuple) else (found, found)
             if callback is not None:
-                callback(part, t, eps, rows)
-            part = one_step(part, t, t_next, eps, rows)
+                callback(part, t, both[0], rows)
+            if step is None:
+                part = standard(part, t, t_next, both, rows)
+            else:
+                part = step(part, t, t_next, both[0])
             bar.update(len(part))
         return generator.decode(part) if stop is None and decode else part
 
     context = nullcontext() if differentiable else torch.no_grad()
     with context, _bar(len(x) * len(pairs), "sampling", progress) as bar:
-        return in_batches(run, len(x), _batch(generator, batch))
+        return in_batches(run, len(x), rows_per_call(generator, batch))
 
 
 def invert(
@@ -166,7 +219,7 @@ def invert(
     Other options as in `ddim`; the callback's first t is -1, the time of a clean image.
     Raises ValueError for images of the wrong shape or outside [-1, 1].
     """
-    pairs = _upward(time_grid(steps, len(generator.alphas)), start, stop)
+    pairs = upward(generator, steps, start=start, stop=stop)
     text = {"guidance": guidance, "negative": negative}
     from_images = start is None and encode
     if from_images:
@@ -192,7 +245,7 @@ def invert(
 
     context = nullcontext() if differentiable else torch.no_grad()
     with context, _bar(len(images) * len(pairs), "inverting", progress) as bar:
-        return in_batches(run, len(images), _batch(generator, batch))
+        return in_batches(run, len(images), rows_per_call(generator, batch))
 
 
 def in_batches(run: Callable[[slice], Tensor], n: int, batch: int) -> Tensor:
@@ -246,14 +299,15 @@ def spherical(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
     return path.to(start.dtype).unflatten(2, start.shape[1:])
 
 
-def _batch(generator: Generator, batch: int | None) -> int:
+def rows_per_call(generator: Generator, batch: int | None) -> int:
+    """`batch`, or where it is None 16 rows on a CPU and 64 on a GPU."""
     if batch is None:
         return 16 if generator.device.type == "cpu" else 64
     return batch
 
 
 def _latents(generator: Generator, latents: Tensor, *, finite: bool) -> Tensor:
-    x = torch.as_tensor(latents).to(generator.device, generator.dtype)
+    x = real_numbers(latents, "latents").to(generator.device, generator.dtype)
     expected = generator.latent_shape
     if x.ndim != 4 or len(x) == 0 or tuple(x.shape[1:]) != expected:
         raise ValueError(
@@ -269,36 +323,11 @@ def _per_row(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], ob
     """The prompts of a slice of rows."""
     if prompt is None or isinstance(prompt, str):
         return lambda rows: prompt
+    if not isinstance(prompt, Sequence) or not all(isinstance(p, str) for p in prompt):
+        raise ValueError(f"prompt = {prompt!r}: give a text, one for each sample, or None")
     if len(prompt) != n:
         raise ValueError(f"{len(prompt)} prompts for {n} samples; give one prompt, or {n}")
     return lambda rows: list(prompt[rows])
-
-
-def _nearest(grid: Sequence[int], t: int, name: str, last: int) -> int:
-    """Position of the grid point nearest to a training time."""
-    if not 0 <= t <= last:
-        raise ValueError(f"{name} = {t}: choose a training time in 0 ... {last}")
-    return min(range(len(grid)), key=lambda i: abs(grid[i] - t))
-
-
-def _downward(grid: list[int], start: int | None, stop: int | None) -> list[tuple[int, int]]:
-    """Pairs (t, t_next) from `start` to `stop`, or to the clean image."""
-    high = len(grid) - 1 if start is None else _nearest(grid, start, "start", grid[-1])
-    low = -1 if stop is None else _nearest(grid, stop, "stop", grid[-1])
-    if low > high:
-        raise ValueError(f"stop = {stop} is noisier than start = {start}; sampling goes down")
-    path = [CLEAN, *grid][low + 1 : high + 2][::-1]
-    return list(zip(path[:-1], path[1:], strict=True))
-
-
-def _upward(grid: list[int], start: int | None, stop: int | None) -> list[tuple[int, int]]:
-    """Pairs (t, t_next) from the clean image, or from `start`, to `stop`."""
-    low = -1 if start is None else _nearest(grid, start, "start", grid[-1])
-    high = len(grid) - 1 if stop is None else _nearest(grid, stop, "stop", grid[-1])
-    if low > high:
-        raise ValueError(f"stop = {stop} is cleaner than start = {start}; inversion goes up")
-    path = [CLEAN, *grid][low + 1 : high + 2]
-    return list(zip(path[:-1], path[1:], strict=True))
 
 
 @contextmanager

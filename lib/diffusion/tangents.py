@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.diffusion.models import Generator, attend
-from lib.diffusion.sampling import _downward, time_grid, update
+from lib.diffusion.sampling import downward, update
 
 aten = torch.ops.aten
 
@@ -230,7 +230,7 @@ def pushforward(
     guidance: as there. Raises ValueError for a network with a module that has no rule.
     """
     text = {"prompt": prompt, "guidance": guidance}
-    pairs = _downward(time_grid(steps, len(generator.alphas)), None, None)
+    pairs = downward(generator, steps)
     networks = [part for part in (generator.unet, generator.autoencoder) if part is not None]
     x, *moves = (x.to(generator.device, generator.dtype) for x in (latents, *tangents))
     with torch.no_grad(), linearised(*networks) as tape:

@@ -119,12 +119,6 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return judge.distance(a.float().clamp(-1, 1), b.float().clamp(-1, 1))
 
 
-def frechet(images: Tensor, real: Tensor, draws: int = 200) -> Interval:
-    """`judge.frechet` of clamped images to as many real ones, with its bootstrap interval."""
-    sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, real)]
-    return interval(judge.frechet_of_components, *sets, draws=draws)
-
-
 def frechet_ratio(images: Tensor, base: Tensor, real: Tensor, draws: int = 200) -> Interval:
     """Fréchet distance of images over that of `base`, both to `real`; rows are drawn together."""
     sets = [judge.components(x.float().clamp(-1, 1)) for x in (images, base, real)]
@@ -146,27 +140,16 @@ def score(plain: Tensor, edited: Tensor, name: str) -> Scores:
     before, after = _logits(plain), _logits(edited)
     classes = _classes(before), _classes(after)
     change = _standardised(before, after, attribute.head, attribute.classes)
-    heads = [h for h in before if h not in (attribute.head, *attribute.tied)]
-    leaks, same = [], []
-    for head in heads:
-        defined = _defined(classes[0], head) & _defined(classes[1], head)
-        nothing = torch.full((len(plain),), torch.nan, device=plain.device)
-        same.append(torch.where(defined, (classes[0][head] == classes[1][head]).float(), nothing))
-        leaks += [
-            torch.where(defined, _standardised(before, after, head, (c,)), nothing)
-            for c in judge.classes()[head]
-        ]
     lacking = _defined(classes[0], attribute.head) & ~_has(classes[0], attribute)
     having = _has(classes[1], attribute)
-    kept = torch.stack(same, 1).nanmean(1)
-    return Scores(*(part.cpu() for part in (change, lacking, having, torch.stack(leaks, 1), kept)))
-
-
-def outcome(plain: Tensor, edited: Tensor, name: str) -> Outcome:
-    """Gain, off-target change, share unchanged and distance of edited images, (n, 3, h, w)."""
-    found = score(plain, edited, name)
-    moved = float(distance(plain, edited).mean())
-    return Outcome(found.gain, found.off_target, found.unchanged, moved)
+    leaks, same = [], []
+    for head in (h for h in before if h not in (attribute.head, *attribute.tied)):
+        defined = _defined(classes[0], head) & _defined(classes[1], head)
+        moved = [_standardised(before, after, head, (c,)) for c in judge.classes()[head]]
+        leaks += [m.where(defined, torch.nan) for m in moved]
+        same.append((classes[0][head] == classes[1][head]).float().where(defined, torch.nan))
+    leaks, kept = torch.stack(leaks, 1), torch.stack(same, 1).nanmean(1)
+    return Scores(*(part.cpu() for part in (change, lacking, having, leaks, kept)))
 
 
 def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
@@ -174,8 +157,7 @@ def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
 
     None where no strength reaches the gain. Raises ValueError for a gain that is not positive.
     """
-    if not gain > 0:
-        raise ValueError(f"gain = {gain}: give a positive number")
+    _require_positive(gain)
     swept = [NOTHING, *outcomes]
     found = intervals.read_off([own.gain for own in swept], swept, gain)
     return None if np.isnan(found[0]) else Outcome(*map(float, found))
@@ -201,8 +183,10 @@ def matched(
     """`at_gain` with bootstrap intervals over the images; None where no strength reaches the gain.
 
     strengths rise; scores and distances (n,) hold one entry for each. Resamples that do not reach
-    the gain are left out, so that the intervals are those of the edits that do.
+    the gain are left out, so that the intervals are those of the edits that do. Raises ValueError
+    for a gain that is not positive.
     """
+    _require_positive(gain)
 
     def reached(*swept: Scores | Tensor) -> np.ndarray:
         own = list(zip(swept[: len(scores)], swept[len(scores) :], strict=True))
@@ -277,6 +261,11 @@ def _resampled(
     # `intervals.resamples` would draw others: these are the ones behind every committed number.
     picks = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
     return [statistic(*(_rows(s, pick) for s in samples)) for pick in picks]
+
+
+def _require_positive(gain: float) -> None:
+    if not gain > 0:
+        raise ValueError(f"gain = {gain}: give a positive number")
 
 
 def _rows(sample: Scores | Tensor, pick: Tensor) -> Scores | Tensor:

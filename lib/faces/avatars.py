@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -247,7 +248,7 @@ def render_faces(
     return out
 
 
-def _parallel(function, items, processes: int):
+def _parallel(function: Callable, items: Iterable, processes: int) -> Iterator:
     if processes <= 1:
         yield from map(function, items)
         return
@@ -291,7 +292,7 @@ def load(
 
 def to_float(images: np.ndarray):
     """uint8 pixels as a float32 tensor in [−1, 1], the convention of the kit."""
-    import torch
+    import torch  # not above: the processes that render would load it, too
 
     return torch.from_numpy(np.array(images)).float() / 127.5 - 1.0
 

@@ -3,12 +3,13 @@
 caption = ("a face" | "a person") + any subset of the phrases of the visible attributes
 """
 
-import difflib
 import string
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from lib.diffusion.prompts import check_words
 from lib.faces.avatars import CLASSES, UNDEFINED
 
 SUBJECTS = ("a face", "a person")
@@ -102,7 +103,7 @@ def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarra
     return true
 
 
-def tokenizer():
+def tokenizer() -> Any:
     """A `CLIPTokenizer` whose merges make every word of the grammar one token.
 
     Merges are appended word by word, always joining the first two pieces that all earlier merges
@@ -146,12 +147,7 @@ def check(texts: list[str]) -> None:
         ValueError: for a word outside the grammar, or more words than a caption can hold.
     """
     for text in texts:
-        words = text.lower().split()
-        for word in words:
-            if word not in WORDS:
-                near = difflib.get_close_matches(word, WORDS) or sorted(WORDS)
-                raise ValueError(f"text = {text!r}: the word {word!r} is unknown, try {near}.")
-        if len(words) > MAX_TOKENS - 2:
-            raise ValueError(
-                f"text = {text!r} has {len(words)} words, expected at most {MAX_TOKENS - 2}."
-            )
+        check_words(text, WORDS)
+        count = len(text.split())
+        if count > MAX_TOKENS - 2:
+            raise ValueError(f"text {text!r} has {count} words, expected at most {MAX_TOKENS - 2}.")

@@ -8,10 +8,13 @@ Images are float32 in [−1, 1], shape (n, 3, h, w), square and of any size; gra
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lib.faces import captions
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 TOLERANCE = 1e-3  # rounding of a decoder that ends in a clamp
@@ -24,7 +27,7 @@ class Judge(nn.Module):
     residual blocks, SiLU and average pooling. Other sizes are resized.
     """
 
-    def __init__(self, name: str, classes: dict[str, list[str]]):
+    def __init__(self, name: str, classes: dict[str, list[str]]) -> None:
         super().__init__()
         self.name, self.classes = name, classes
         self.size, stages, top, width = _ARCHITECTURES[name]()
@@ -54,13 +57,15 @@ class Judge(nn.Module):
         return dict(zip(self.classes, split, strict=True))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, activation) -> nn.Sequential:
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int, activation: type[nn.Module]
+) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), activation())
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             _convolution(width, width, 3, 1, nn.SiLU),
@@ -72,7 +77,8 @@ class _Residual(nn.Module):
         return F.silu(h + self.body(h))
 
 
-def _architecture_a():
+def _architecture_a() -> tuple[int, list[nn.Module], nn.Module, int]:
+    """Image size, stages, what pools them, and the width of what the heads read."""
     stages = [
         _convolution(3, 32, 3, 1, nn.ReLU),
         _convolution(32, 64, 3, 2, nn.ReLU),
@@ -83,7 +89,7 @@ def _architecture_a():
     return 32, stages, nn.Sequential(nn.Flatten(), nn.Linear(2048, 128), nn.ReLU()), 128
 
 
-def _architecture_b():
+def _architecture_b() -> tuple[int, list[nn.Module], nn.Module, int]:
     stages = [
         _convolution(3, 32, 5, 2, nn.SiLU),
         nn.Sequential(_convolution(32, 64, 3, 2, nn.SiLU), _Residual(64)),
@@ -204,16 +210,6 @@ def features(images: Tensor) -> Tensor:
     """
     images = _checked(images)
     return load("b", device=images.device).pooled(images)
-
-
-def layers(images: Tensor) -> list[Tensor]:
-    """Multi-layer features of judge b, (n, c, h, w) per stage, each position of unit length.
-
-    Raises:
-        ValueError: as `logits`.
-    """
-    images = _checked(images)
-    return unit_layers(load("b", device=images.device), images)
 
 
 def unit_layers(network: Judge, images: Tensor) -> list[Tensor]:
@@ -350,15 +346,13 @@ def embed_texts(texts: list[str], *, device: torch.device | str = "cpu") -> Tens
     Raises:
         ValueError: for a word outside the grammar or a text too long.
     """
-    from lib.faces.captions import check
-
-    check(texts)
+    captions.check(texts)
     network, tokenizer = clip(device=device)
     tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device)
     return F.normalize(network.get_text_features(**tokens).pooler_output, dim=1)
 
 
-def clip(*, device: torch.device | str = "cpu", models: Path = MODELS):
+def clip(*, device: torch.device | str = "cpu", models: Path = MODELS) -> tuple[nn.Module, Any]:
     """The kit's `CLIPModel` (frozen, float32, plain-softmax attention) and its tokenizer.
 
     Raises:
@@ -368,7 +362,7 @@ def clip(*, device: torch.device | str = "cpu", models: Path = MODELS):
 
 
 @lru_cache(maxsize=4)
-def _load_clip(device: str, models: str):
+def _load_clip(device: str, models: str) -> tuple[nn.Module, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = Path(models) / "clip"

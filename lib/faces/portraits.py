@@ -10,6 +10,7 @@ import json
 import math
 import re
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def definition() -> dict:
 
 
 @lru_cache(maxsize=1)
-def style():
+def style() -> Any:
     """The library's style, checked once."""
     from dicebear import Style
 

@@ -1,17 +1,25 @@
-"""The published scores (CLIP score, LPIPS, FID), for readers who hold the published weights.
+"""Published networks that score images (CLIP, LPIPS, FID), for readers who hold their weights.
 
-Nothing here is downloaded and nothing in the smoke, quick or full profile uses it. `clip_score`
-needs transformers alone; `lpips` and `fid` need the optional extra `metrics`, whose torchvision
-must be the same build (CPU or CUDA) as torch. Images are float32 in [-1, 1], shape (n, 3, h, w).
+Nothing in the smoke, quick or full profile uses their weights, and none but those of `image_tower`
+are fetched. CLIP needs transformers alone; `lpips` and `fid` need the optional extra `metrics`,
+whose torchvision must be the same build (CPU or CUDA) as torch. Images are float32 in [-1, 1],
+shape (n, 3, h, w).
 """
 
+import importlib
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.diffusion import folders
+
+NAME = "openai/clip-vit-large-patch14"
+REVISION = "32bd64288804d66eefd0ccbe215aa642df71cc41"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 BACKBONES = {
@@ -35,13 +43,71 @@ def clip_score(images: Tensor, texts: str | list[str], *, model: str | Path) -> 
     texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
     if len(texts) != len(images):
         raise ValueError(f"{len(texts)} texts for {len(images)} images: give one, or one for each")
-    network, tokenizer = _clip(str(model))
+    network, tokenizer = clip(str(model))
     pixels = clip_pixels(images, network.config.vision_config.image_size)
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         seen = network.to(images.device).get_image_features(pixel_values=pixels).pooler_output
         said = network.get_text_features(**tokens.to(images.device)).pooler_output
     return 100 * F.cosine_similarity(seen, said)
+
+
+class ImageTower:
+    """Images (n, 3, h, h) in [-1, 1] -> unit embeddings (n, F), by a frozen CLIP vision network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 (16 hex digits) of all weights, by which a cache knows this network."""
+        return folders.weight_hash(self.network.state_dict().items())
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Embeddings of square images, clamped to [-1, 1]; raises ValueError for another shape."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected square ones, (n, 3, h, h)"
+            )
+        images = images.to(self.network.device).float().clamp(-1, 1)
+        pixels = clip_pixels(images, self.network.config.image_size)
+        return F.normalize(self.network(pixels).image_embeds, dim=1)
+
+
+def image_tower(
+    name: str | Path | None = NAME,
+    *,
+    revision: str = REVISION,
+    device: str | torch.device = "cpu",
+) -> ImageTower:
+    """The image tower of a published CLIP, for pictures that the kit's own CLIP cannot read.
+
+    name: a hub id at `revision`, or a folder; None makes random weights of a small CLIP, to
+    rehearse. F = 768 for ViT-L/14. Raises ValueError where the weights cannot be had.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    if name is None:
+        return ImageTower(_small_tower().to(device))
+    own = {} if Path(name).is_dir() else {"revision": revision}
+    try:
+        network = CLIPVisionModelWithProjection.from_pretrained(name, use_safetensors=True, **own)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"CLIP {str(name)!r} cannot be loaded ({type(error).__name__}): give a folder with "
+            f"config.json and model.safetensors, or go online once to fetch {NAME}"
+        ) from error
+    return ImageTower(network.to(device))
+
+
+def _small_tower() -> nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "patch_size": 32, "projection_dim": 32}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes))
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:
@@ -100,10 +166,8 @@ def fid(a: Tensor, b: Tensor, *, weights: str | Path) -> float:
     return float(metric.compute())
 
 
-def _torchmetrics(module: str):
+def _torchmetrics(module: str) -> ModuleType:
     """A module of torchmetrics.image, or the reason why it cannot be used."""
-    import importlib
-
     try:
         found = importlib.import_module(f"torchmetrics.image.{module}")
         importlib.import_module("torchvision")
@@ -115,7 +179,8 @@ def _torchmetrics(module: str):
 
 
 @lru_cache(maxsize=1)
-def _clip(folder: str):
+def clip(folder: str) -> tuple[nn.Module, Any]:
+    """A published `CLIPModel` (float32, frozen) and its tokenizer; raises ValueError without."""
     from transformers import CLIPModel, CLIPTokenizer
 
     try:

@@ -5,13 +5,16 @@ alike: `linear_head` finds the best f = A z, `reweighting.reweight` the log Z th
 steps are convex, so a poor score belongs to the statistic and not to an optimiser.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lib.geometry.networks import LocalStatistic, window_counts
+from lib.geometry.checks import Values, as_tensor, float64, occupied, require_finite, require_whole
+from lib.geometry.descent import Descent
+from lib.geometry.networks import LocalStatistic, perceptron, seeded, window_counts
 
 
 class Statistic(NamedTuple):
@@ -21,7 +24,9 @@ class Statistic(NamedTuple):
     parameters: int
 
 
-def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Statistic:
+def posterior_mean(
+    samples: Values, theta: Values, *, seed: int = 0, steps: int = 1000
+) -> Statistic:
     """Mean-as-Statistic: E[θ|x], as the least-squares regression of θ on the sample.
 
     The network is that of the direct estimator, window counts and a few collective features: a
@@ -29,11 +34,15 @@ def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Stati
     samples: (n, L, L) or (n, N), two-valued. theta: (n, d). Raises ValueError on lengths that
     differ. Source: Lobashev et al. 2025, Table 1.
     """
-    samples, theta = torch.as_tensor(samples), torch.as_tensor(theta, dtype=torch.float64)
+    require_whole(1, steps=steps)
+    require_whole(0, seed=seed)
+    samples = as_tensor(samples, "samples")
+    theta = float64(theta, "theta").to(samples.device)
     _check_lengths(samples, theta)
     centre, unit = theta.mean(0), theta.std(0)
     counts, target = window_counts(samples), ((theta - centre) / unit).float()
     network = LocalStatistic(samples.ndim - 1, theta.shape[1], collective=True, seed=seed)
+    network.to(theta.device)
 
     def loss(rows: Tensor) -> Tensor:
         return (network(counts[rows]) - target[rows]).square().sum(1).mean()
@@ -44,7 +53,7 @@ def posterior_mean(samples, theta, *, seed: int = 0, steps: int = 1000) -> Stati
 
 
 def vae_components(
-    samples,
+    samples: Values,
     components: int = 2,
     *,
     latent: int = 8,
@@ -61,14 +70,19 @@ def vae_components(
     """
     if not 1 <= components <= latent:
         raise ValueError(f"components={components}, latent={latent}: allowed is 1 to latent")
-    x = (torch.as_tensor(samples).flatten(1) > 0).float()
-    encoder = _perceptron([x.shape[1], hidden, 2 * latent], seed)
-    decoder = _perceptron([latent, hidden, x.shape[1]], seed + 1)
-    both, generator = nn.ModuleList([encoder, decoder]), torch.Generator().manual_seed(seed)
+    require_whole(1, steps=steps, batch=batch, hidden=hidden)
+    require_whole(0, seed=seed)
+    x = occupied(as_tensor(samples, "samples")).flatten(1).float()
+    with seeded(seed):
+        encoder = perceptron(x.shape[1], hidden, 2 * latent)
+    with seeded(seed + 1):
+        decoder = perceptron(latent, hidden, x.shape[1])
+    both = nn.ModuleList([encoder, decoder]).to(x.device)
+    generator = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor) -> Tensor:
         mean, log_variance = encoder(x[rows]).chunk(2, 1)
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         logits = decoder(mean + (log_variance / 2).exp() * noise)
         misfit = binary_cross_entropy_with_logits(logits, x[rows], reduction="none").sum(1)
         return (misfit + (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2).mean()
@@ -81,7 +95,7 @@ def vae_components(
     return Statistic(mean @ axes.T, _size(both))
 
 
-def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
+def linear_head(statistic: Values, theta: Values, *, pairs: int = 10, seed: int = 0) -> Tensor:
     """f = A z with the A that best tells which of two samples belongs to which parameter.
 
     Of an exponential family, exchanging x_i, x_j between θ_i, θ_j has log-odds −⟨θ_i − θ_j,
@@ -90,7 +104,9 @@ def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
     statistic: (n, k). theta: (n, d). pairs: partners of each sample.
     Returns (n, d) float64. Raises ValueError on lengths that differ.
     """
-    z, theta = (torch.as_tensor(values, dtype=torch.float64) for values in (statistic, theta))
+    require_whole(1, pairs=pairs)
+    z = float64(statistic, "statistic")
+    theta = float64(theta, "theta").to(z.device)
     _check_lengths(z, theta)
     z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
     unit = theta.std(0)
@@ -100,7 +116,7 @@ def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
     products = ((theta[first] - theta[partner]) / unit)[:, :, None] * (z[first] - z[partner])[
         :, None
     ]
-    a = torch.zeros(theta.shape[1], z.shape[1], dtype=torch.float64, requires_grad=True)
+    a = z.new_zeros(theta.shape[1], z.shape[1]).requires_grad_()
     optimizer = torch.optim.LBFGS([a], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -113,24 +129,19 @@ def linear_head(statistic, theta, *, pairs: int = 10, seed: int = 0) -> Tensor:
     return z @ (a.detach() / unit[:, None]).T
 
 
-def _perceptron(sizes: list[int], seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
-    between = [part for layer in layers for part in (layer, nn.SiLU())]
-    return nn.Sequential(*between[:-1])
-
-
-def _descend(loss, network: nn.Module, n: int, batch: int, steps: int, seed: int, rate) -> None:
-    """Adam with a one-cycle rate on random batches."""
+def _descend(
+    loss: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    n: int,
+    batch: int,
+    steps: int,
+    seed: int,
+    rate: float,
+) -> None:
+    """Descend the loss of random batches of n rows."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(torch.randint(n, (batch,), generator=generator)).backward()
-        optimizer.step()
-        schedule.step()
+    descent = Descent(network.parameters(), rate, steps, rise=0.3)
+    descent.run(lambda step: loss(torch.randint(n, (batch,), generator=generator)))
 
 
 def _size(network: nn.Module) -> int:
@@ -138,8 +149,13 @@ def _size(network: nn.Module) -> int:
 
 
 def _check_lengths(samples: Tensor, theta: Tensor) -> None:
+    """One row of theta per sample, finite, no column constant."""
     if theta.ndim != 2 or len(samples) != len(theta) or len(theta) < 2:
         raise ValueError(
             f"{len(samples)} samples for theta of shape {tuple(theta.shape)}; give (n, d), one row "
             "per sample, n >= 2"
         )
+    require_finite("samples", samples)
+    require_finite("theta", theta)
+    if not (theta.std(0) > 0).all():
+        raise ValueError("a column of theta is constant; leave it out, it has nothing to teach")

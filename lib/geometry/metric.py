@@ -1,7 +1,6 @@
 """Riemannian metrics on a parameter space: Fisher, pullback, tabulated, and what is read off them.
 
-A metric is any callable (n, d) -> (n, d, d). Hessians without a graph are taken by the rules of
-`jets`, at about half the cost; where an operation has none, and for derivatives of metrics, by
+A metric is any callable (n, d) -> (n, d, d). Hessians, and derivatives of metrics, are taken by
 nested reverse mode, the one that most torch operations support: through the fused layer
 normalisation of this torch version forward over forward is silently wrong already at second order,
 reverse mode from the third order on, and its SiLU has no second forward derivative.
@@ -12,24 +11,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lib.geometry.checks import Metric, as_points
+from lib.geometry.checks import Metric, Natural, Potential, Values, as_points
 from lib.geometry.grids import from_grid as from_grid
-from lib.geometry.jets import Unsupported, hessian
 
 # Rows at once on a CPU: the activations of a 512-wide network then stay in its cache.
 CPU_ROWS = 256
-FORWARD_CPU_ROWS = 1024  # through the rules of `jets`, whose steps are many and small
 GPU_ROWS = 2**14
 
+Generate = Callable[[Tensor], Tensor | tuple[Tensor, ...]]  # (n, d) -> (n, ...), row by row
 
-def fisher_metric(
-    potential: Callable[[Tensor], Tensor], t, *, keep_graph: bool | None = None
-) -> Tensor:
+
+def fisher_metric(potential: Potential, t: Values, *, keep_graph: bool | None = None) -> Tensor:
     """Fisher metric of an exponential family, the Hessian of its log-partition function.
 
-    g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, in blocks of rows that fit a cache: by
-    one forward and one reverse pass, or by nested reverse mode where the result keeps its graph or
-    the potential holds an operation without a rule in `jets`.
+    g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, by nested reverse mode in blocks of
+    rows that fit a cache.
 
     Args:
         potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
@@ -44,19 +40,12 @@ def fisher_metric(
     """
     t = as_points(t)
     keep = t.requires_grad if keep_graph is None else keep_graph
-    on_cpu = t.device.type == "cpu"
-    if not keep:
-        blocks = t.split(FORWARD_CPU_ROWS if on_cpu else GPU_ROWS)
-        try:
-            return torch.cat([hessian(potential, block) for block in blocks])
-        except Unsupported:
-            pass
-    rows = CPU_ROWS if on_cpu else GPU_ROWS
+    rows = CPU_ROWS if t.device.type == "cpu" else GPU_ROWS
     with torch.set_grad_enabled(keep and torch.is_grad_enabled()):
         return torch.cat([_hessian(potential, block) for block in t.split(rows)])
 
 
-def _hessian(potential, t: Tensor) -> Tensor:
+def _hessian(potential: Potential, t: Tensor) -> Tensor:
     """Hessian of one block, (n, d, d)."""
 
     def total(s: Tensor) -> Tensor:
@@ -72,21 +61,26 @@ def _hessian(potential, t: Tensor) -> Tensor:
     return (g + g.mT) / 2
 
 
-def _jacobian(function, t: Tensor) -> Tensor:
+def _jacobian(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Jacobian (n, k, d) of a row-wise function (n, d) -> (n, k), one reverse pass per output."""
     values, pull = torch.func.vjp(function, t)
+    if values.ndim != 2 or len(values) != len(t):
+        raise ValueError(
+            f"the map returned shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
+            "expected (n, k), row by row"
+        )
     basis = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     return torch.stack([pull(e.expand_as(values))[0] for e in basis], 1)
 
 
-def in_coordinates(metric: Metric, map: Callable[[Tensor], Tensor]) -> Metric:
+def in_coordinates(metric: Metric, map: Natural) -> Metric:
     """The metric in new coordinates t, where map takes t to the coordinates θ of `metric`.
 
     Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t, which is a tensor's
     transformation law; map is row-wise, (n, d) -> (n, k). Differentiable as `metric` and `map` are.
     """
 
-    def pulled(t) -> Tensor:
+    def pulled(t: Values) -> Tensor:
         t = as_points(t)
         jacobian = _jacobian(map, t)
         return jacobian.mT @ metric(map(t)) @ jacobian
@@ -95,8 +89,8 @@ def in_coordinates(metric: Metric, map: Callable[[Tensor], Tensor]) -> Metric:
 
 
 def pullback_metric(
-    generate: Callable[[Tensor], Tensor],
-    t,
+    generate: Generate,
+    t: Values,
     *,
     chunk: int | None = None,
     max_bytes: int = 2**28,
@@ -146,7 +140,7 @@ def pullback_metric(
     return metrics[0] if single else metrics
 
 
-def _forward_jacobian(generate, t: Tensor) -> tuple[tuple[Tensor, ...], bool]:
+def _forward_jacobian(generate: Generate, t: Tensor) -> tuple[tuple[Tensor, ...], bool]:
     """Jacobians (n, outputs, d) of each result, and whether there is just one, without a tuple."""
     basis = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
     basis = basis[:, None].expand(-1, len(t), -1)
@@ -165,10 +159,10 @@ def _forward_jacobian(generate, t: Tensor) -> tuple[tuple[Tensor, ...], bool]:
     return tuple(r.flatten(2).permute(1, 2, 0).to(t.dtype) for r in results), single
 
 
-def _tangents(generate, t: Tensor, basis: Tensor):
+def _tangents(generate: Generate, t: Tensor, basis: Tensor) -> Tensor | tuple[Tensor, ...]:
     """∂generate along each of d directions (d, n, d), stacked in front: (d, n, ...), or a tuple."""
 
-    def along(v: Tensor):
+    def along(v: Tensor) -> Tensor | tuple[Tensor, ...]:
         return torch.func.jvp(generate, (t,), (v,))[1]
 
     try:
@@ -186,12 +180,7 @@ def volume_element(g: Tensor) -> Tensor:
     return torch.linalg.det(g).clamp(min=0).sqrt()
 
 
-def largest_stretch(g: Tensor) -> Tensor:
-    """Largest stretch √λ_max(g) of metrics (n, d, d), (n,): for g = JᵀJ the Lipschitz constant."""
-    return torch.linalg.eigvalsh(g)[:, -1].clamp(min=0).sqrt()
-
-
-def metric_slope(metric: Metric, t) -> tuple[Tensor, Tensor]:
+def metric_slope(metric: Metric, t: Values) -> tuple[Tensor, Tensor]:
     """The metric g (n, d, d) and its derivative ∂g (n, d, d, d), ∂g[:, i, j, k] = ∂_k g_ij.
 
     From `metric.jet` where the metric has one (tabulated metrics), by reverse mode otherwise.
@@ -208,7 +197,7 @@ def metric_slope(metric: Metric, t) -> tuple[Tensor, Tensor]:
     return g.detach(), first.detach().reshape(*g.shape, -1)
 
 
-def metric_jet(metric: Metric, t) -> tuple[Tensor, Tensor, Tensor]:
+def metric_jet(metric: Metric, t: Values) -> tuple[Tensor, Tensor, Tensor]:
     """g and ∂g as `metric_slope`, and ∂²g (n, d, d, d, d) with both derivative axes last."""
     t = as_points(t)
     if hasattr(metric, "jet"):
@@ -268,7 +257,7 @@ def _gradient(values: Tensor, t: Tensor) -> Tensor:
     return torch.autograd.grad(values.sum(), t, create_graph=True, materialize_grads=True)[0]
 
 
-def scalar_curvature(metric: Metric, t) -> Tensor:
+def scalar_curvature(metric: Metric, t: Values) -> Tensor:
     """Scalar curvature R = g^{il} g^{km} R_{iklm}, (n,): twice the Gaussian curvature for d = 2.
 
     R_{iklm} = ½(∂_k∂_l g_im + ∂_i∂_m g_kl − ∂_k∂_m g_il − ∂_i∂_l g_km)
@@ -288,7 +277,7 @@ def scalar_curvature(metric: Metric, t) -> Tensor:
     return _contract(linear + _christoffel_square(inverse, lower), inverse)
 
 
-def hessian_scalar_curvature(potential: Callable[[Tensor], Tensor], t) -> Tensor:
+def hessian_scalar_curvature(potential: Potential, t: Values) -> Tensor:
     """Scalar curvature of a Hessian metric from third derivatives alone, (n,).
 
     With T = ∇³ log Z the Christoffel symbols are T/2 and all second derivatives of g cancel:
@@ -315,7 +304,7 @@ def _contract(riemann: Tensor, inverse: Tensor) -> Tensor:
     return torch.einsum("biklm,bil,bkm->b", riemann, inverse, inverse)
 
 
-def hessianity_defect(metric: Metric, t, *, pooled: bool = False) -> Tensor:
+def hessianity_defect(metric: Metric, t: Values, *, pooled: bool = False) -> Tensor:
     """How far a metric is from being a Hessian in the given coordinates, between 0 and 1.
 
     A metric is locally a Hessian iff ∂_k g_ij is symmetric in all indices (for d = 2:

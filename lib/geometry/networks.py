@@ -1,13 +1,60 @@
-"""The networks of the direct estimator: a convex potential and a statistic of patterns."""
+"""The networks of the estimators: potentials, statistics of patterns, and maps of bundles."""
 
+import contextlib
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import adaptive_avg_pool2d, silu, softplus
+
+from lib.geometry.boxes import cells, kronecker
+from lib.geometry.checks import Values, as_tensor, occupied
 
 
-class ConvexPotential(nn.Module):
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights drawn inside follow the seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def perceptron(*sizes: int) -> nn.Sequential:
+    """Linear layers between these sizes, SiLU units between them."""
+    layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+class PotentialNetwork(nn.Module):
+    """φ(θ) = scale · per_site(s), s = θ rescaled to [−1, 1]^d: what all potentials here share.
+
+    lower, upper: (d,) corners of the rescaled region. scale: size of φ, e.g. the number of sites.
+    """
+
+    def __init__(self, lower: Values, upper: Values, scale: float, seed: int, **sizes: int):
+        super().__init__()
+        lower, upper = [float(a) for a in lower], [float(a) for a in upper]
+        self.config = dict(lower=lower, upper=upper, scale=float(scale), seed=seed, **sizes)
+        low, high = (torch.tensor(a, dtype=torch.float64) for a in (lower, upper))
+        self.register_buffer("centre", (low + high) / 2)
+        self.register_buffer("radius", (high - low) / 2)
+
+    def per_site(self, s: Tensor) -> Tensor:
+        """φ / scale at rescaled inputs s of shape (n, d), shape (n,)."""
+        raise NotImplementedError
+
+    def rescale(self, theta: Tensor) -> Tensor:
+        """θ to s in [−1, 1]^d, in the precision of the weights."""
+        return ((theta - self.centre) / self.radius).to(next(self.parameters()).dtype)
+
+    def forward(self, theta: Values) -> Tensor:
+        """φ(θ) for θ of shape (n, d), shape (n,)."""
+        return self.config["scale"] * self.per_site(self.rescale(as_tensor(theta, "theta")))
+
+
+class ConvexPotential(PotentialNetwork):
     """Smooth convex φ: R^d → R, a two-layer input-convex network of softplus units.
 
     With s the input rescaled to [−1, 1]^d and σ_κ(a) = log(1 + e^{κa})/κ,
@@ -16,21 +63,14 @@ class ConvexPotential(nn.Module):
 
     convex because U, v ≥ 0. The sharpness κ of each unit is learned as a logarithm: a jump of the
     magnetisation is a thousand times sharper than the smooth part of log Z.
-
-    lower, upper: (d,) corners of the rescaled region. scale: size of φ, e.g. the number of sites.
     Source: Amos, Xu, Kolter, Input Convex Neural Networks (2017); sharp units are ours.
     """
 
     SHARPEST = 30.0  # of the initial units; training may go beyond
 
-    def __init__(self, lower, upper, scale: float, width: int = 48, seed: int = 0):
-        super().__init__()
-        lower, upper = [float(a) for a in lower], [float(a) for a in upper]
-        self.config = dict(lower=lower, upper=upper, scale=float(scale), width=width, seed=seed)
-        low, high = (torch.tensor(a, dtype=torch.float64) for a in (lower, upper))
-        self.register_buffer("centre", (low + high) / 2)
-        self.register_buffer("radius", (high - low) / 2)
-        generator, d = torch.Generator().manual_seed(seed), len(lower)
+    def __init__(self, lower: Values, upper: Values, scale: float, width: int = 48, seed: int = 0):
+        super().__init__(lower, upper, scale, seed, width=width)
+        generator, d = torch.Generator().manual_seed(seed), len(self.centre)
         normal = torch.randn(2, width, d, generator=generator)
         normal = normal / normal.norm(dim=-1, keepdim=True)
         through = torch.rand(2, width, d, generator=generator) * 2 - 1
@@ -60,57 +100,89 @@ class ConvexPotential(nn.Module):
         peaks = softplus(self.weight) * self.log_sharpness.flatten().exp()
         return peaks.square().sum()
 
-    def rescale(self, theta: Tensor) -> Tensor:
-        """θ to s in [−1, 1]^d, in the precision of the weights."""
-        return ((theta - self.centre) / self.radius).to(self.slope.dtype)
 
-    def forward(self, theta: Tensor) -> Tensor:
-        """φ(θ) for θ of shape (n, d), shape (n,)."""
-        theta = torch.as_tensor(theta)
-        return self.config["scale"] * self.per_site(self.rescale(theta))
-
-
-class FreePotential(ConvexPotential):
+class FreePotential(PotentialNetwork):
     """Smooth φ: R^d → R with no constraint, a two-layer perceptron of SiLU units.
 
-    The interface of `ConvexPotential`; whether its Hessian is positive is left to the data, as in
-    the paper, whose ReLU units have no Hessian at all.
+    Whether its Hessian is positive is left to the data, as in the paper, whose ReLU units have no
+    Hessian at all.
     """
 
-    def __init__(self, lower, upper, scale: float, width: int = 48, seed: int = 0):
-        super().__init__(lower, upper, scale, width, seed)
-        d = len(self.config["lower"])
-        for name in ("normal", "offset", "log_sharpness", "mixing", "weight", "slope"):
-            delattr(self, name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.layers = nn.Sequential(
-                nn.Linear(d, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-            )
-            self.read = nn.Linear(width, 1)
+    def __init__(self, lower: Values, upper: Values, scale: float, width: int = 48, seed: int = 0):
+        super().__init__(lower, upper, scale, seed, width=width)
+        with seeded(seed):
+            self.layers = perceptron(len(self.centre), width, width, 1)
 
     def per_site(self, s: Tensor) -> Tensor:
         """φ / scale at rescaled inputs s of shape (n, d), shape (n,)."""
-        return self.read(self.layers(s))[:, 0]
+        return self.layers(s)[:, 0]
 
-    def rescale(self, theta: Tensor) -> Tensor:
-        """θ to s in [−1, 1]^d, in the precision of the weights."""
-        return ((theta - self.centre) / self.radius).to(self.read.weight.dtype)
+
+class TangentPotential(PotentialNetwork):
+    """Smooth convex φ: R^d → R, a soft maximum of planes: log Z of a site with k states.
+
+    With s the input rescaled to [−1, 1]^d, φ = scale · τ log Σ_k exp((⟨a_k, s⟩ + b_k) / τ); its
+    slope is a mean of the a_k. A phase is a plane or a row of planes, a border where one takes over
+    from another, as sharp as τ; that φ ignores a coordinate takes no fine cancellation.
+
+    pieces: planes; they start as tangents of |s|², and τ so that neighbours overlap.
+    Source: Calafiore, Gaubert, Possieri, Log-sum-exp neural networks (2019).
+    """
+
+    def __init__(
+        self, lower: Values, upper: Values, scale: float, pieces: int = 100, seed: int = 0
+    ):
+        super().__init__(lower, upper, scale, seed, pieces=pieces)
+        d, generator = len(self.centre), torch.Generator().manual_seed(seed)
+        shift = torch.rand(d, generator=generator)
+        touching = 2 * ((kronecker(pieces, d).float() + shift) % 1) - 1
+        self.slope = nn.Parameter(torch.empty_like(touching))
+        self.height = nn.Parameter(torch.empty(pieces))
+        self.touch(touching)
+        self.log_softness = nn.Parameter(torch.tensor(4 / pieces ** (2 / d)).log())
+
+    @torch.no_grad()
+    def touch(self, s: Tensor, bend: float = 1.0) -> None:
+        """Make the planes the tangents of bend · |s|² at the given points, (pieces, d)."""
+        self.slope.copy_(2 * bend * s)
+        self.height.copy_(-bend * s.square().sum(1))
+
+    def exponents(self, s: Tensor) -> Tensor:
+        """(⟨a_k, s⟩ + b_k) / τ at rescaled inputs s, (n, pieces)."""
+        return (s @ self.slope.T + self.height) / self.log_softness.exp()
+
+    def per_site(self, s: Tensor) -> Tensor:
+        """φ / scale at rescaled inputs s of shape (n, d), shape (n,)."""
+        return self.log_softness.exp() * self.exponents(s).logsumexp(1)
+
+    def gradient(self, s: Tensor) -> Tensor:
+        """∇φ / scale in rescaled coordinates, (n, d)."""
+        return self.exponents(s).softmax(1) @ self.slope
+
+
+def check_windows(samples: Tensor) -> None:
+    """Refuse what has no local windows: neither chains nor lattices, or too short ones."""
+    if samples.ndim not in (2, 3) or min(samples.shape[1:]) < 3:
+        raise ValueError(
+            f"samples have shape {tuple(samples.shape)}: windows are read from chains (n, N) or "
+            "lattices (n, L, L) of at least 3 sites a side; give network= for anything else"
+        )
 
 
 def window_counts(samples: Tensor) -> Tensor:
     """Relative frequency of each local pattern of a two-state system, (n, 512) or (n, 8).
 
     Patterns are 3 x 3 windows of a periodic lattice (n, L, L) or 3-site windows of an open chain
-    (n, N); the upper state is the positive one. A convolution on binary sites followed by pointwise
+    (n, N); states are −1 and +1, or 0 and 1. A convolution on binary sites followed by pointwise
     layers and a mean is a function of these counts, so they are counted once and the network never
-    sees the lattice again.
+    sees the lattice again. Raises ValueError on other states or shapes.
     """
+    check_windows(samples)
     lattice = samples.ndim == 3
     bits = 9 if lattice else 3
     counts = []
-    for block in samples.split(1024):
-        up = (block > 0).to(torch.int16)
+    for block in occupied(samples).split(1024):
+        up = block.to(torch.int16)
         if lattice:
             shifted = [up.roll((-i, -j), (1, 2)) for i in range(3) for j in range(3)]
         else:
@@ -135,10 +207,9 @@ class LocalStatistic(nn.Module):
         super().__init__()
         self.config = dict(lattice_dim=lattice_dim, d=d, collective=collective, seed=seed)
         bits = 3**lattice_dim
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.u = _mlp(bits, 8 if collective else d)
-            self.head = _mlp(8, d) if collective else None
+        with seeded(seed):
+            self.u = perceptron(bits, 32, 32, 8 if collective else d)
+            self.head = perceptron(8, 32, 32, d) if collective else None
         self.gain = nn.Parameter(torch.zeros(d))
         states = (torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1
         self.register_buffer("windows", states * 2.0 - 1)
@@ -150,11 +221,117 @@ class LocalStatistic(nn.Module):
         return self.gain.exp() * f
 
 
-def _mlp(inputs: int, outputs: int, hidden: int = 32) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, outputs),
-    )
+class PatternEstimate(nn.Module):
+    """Window counts (n, k) to θ̂ in rescaled coordinates and the logarithm of its variance.
+
+    A perceptron on the standardised logarithms of the counts and of the odds of an occupied site:
+    in a phase of independent sites these are θ itself.
+    """
+
+    def __init__(self, windows: int, d: int, sites: float, seed: int = 0, hidden: int = 64):
+        super().__init__()
+        self.config = dict(windows=windows, d=d, sites=sites, seed=seed, hidden=hidden)
+        states = (torch.arange(windows)[:, None] >> torch.arange(windows.bit_length() - 1)) & 1
+        self.register_buffer("up", states.float().mean(1))
+        self.register_buffer("centre", torch.zeros(windows + 1))
+        self.register_buffer("unit", torch.ones(windows + 1))
+        with seeded(seed):
+            self.layers = perceptron(windows + 1, hidden, hidden, 2 * d)
+
+    def features(self, counts: Tensor) -> Tensor:
+        """Logarithms, with one window spread evenly against empty counts."""
+        spread = 1 / (self.config["sites"] * self.config["windows"])
+        up = counts @ self.up
+        odds = torch.log((up + spread) / (1 - up + spread))
+        return torch.cat([(counts + spread).log(), odds[:, None]], 1)
+
+    def standardise(self, counts: Tensor) -> None:
+        """Take centre and unit of the features from the data."""
+        features = self.features(counts)
+        self.centre.copy_(features.mean(0))
+        self.unit.copy_(features.std(0) + 1e-6)
+
+    def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """θ̂ (n, d) and log v (n, d)."""
+        features = (self.features(counts) - self.centre) / self.unit
+        return self.layers(features).chunk(2, 1)
+
+
+class SlopeAtEstimate(nn.Module):
+    """The statistic f/sites = ∇φ(θ̂(x))/sites in rescaled coordinates, from samples."""
+
+    def __init__(self, potential: dict, estimate: dict):
+        super().__init__()
+        self.config = dict(potential=potential, estimate=estimate)
+        self.potential = TangentPotential(**potential)
+        self.estimate = PatternEstimate(**estimate)
+
+    def slope(self, counts: Tensor) -> Tensor:
+        """∇φ per site at the estimate of each row of window counts, (n, d)."""
+        return self.potential.gradient(self.estimate(counts)[0].to(self.potential.slope.dtype))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """f/sites (n, d) of samples."""
+        return self.slope(window_counts(samples))
+
+
+class BundleNetwork(nn.Module):
+    """Bundles (n, K · channels, h, w) to logits Σ_k a_k(f̄) b_k(t) over the cells, (n, g, g).
+
+    f̄ is the mean, over sites and members, of the sample and of each convolution of it; b is read
+    from the coordinates of the cells. Of an exponential family this sum is log p(t|x), with a
+    linear in f̄ and (θ, K log Z) among the b, up to what belongs to x alone.
+
+    Three parts of the usual U-Net are left out, because each costs accuracy here. Members as
+    channels make it learn one statistic K times over. Batch statistics of samples from all over the
+    box stir each of them, and a sample normalised by itself has lost its magnetisation. An
+    expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
+    nats and is wanted to a tenth of one, which takes the depth of b.
+
+    Where something lies it sees by the edge of the lattice alone, and on a torus not at all. If the
+    place is what tells parameters apart, as in an image, take the means over places² equal parts.
+
+    channels: of one sample. width: of the first convolution; later ones are twice as wide.
+    periodic: the lattice is a torus, whose bonds across the edge count as well. places: parts per
+    axis that are averaged apart.
+    Source: Lobashev et al. 2025, section 3, has a U²-Net of 44 M parameters in this place.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        grid: int,
+        *,
+        width: int = 16,
+        depth: int = 2,
+        periodic: bool = False,
+        places: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.config = dict(channels=channels, grid=grid, width=width, depth=depth)
+        self.config |= dict(periodic=periodic, places=places, seed=seed)
+        sizes = [channels, width, *[2 * width] * (depth - 1)]
+        edge = "circular" if periodic else "zeros"
+        with seeded(seed):
+            self.convolutions = nn.ModuleList(
+                nn.Conv2d(i, o, 3, padding=1, padding_mode=edge) for i, o in pairwise(sizes)
+            )
+            self.a = perceptron(sum(sizes) * places**2, 96, 96)
+            self.b = perceptron(2, 96, 96, 96, 96)
+        self.register_buffer("cells", 2 * cells(grid).float() - 1)
+
+    def forward(self, bundles: Tensor) -> Tensor:
+        """Logits of the maps."""
+        members = bundles.unflatten(1, (-1, self.config["channels"]))
+        x = members.flatten(0, 1)
+        means = [self._averaged(x)]
+        for convolution in self.convolutions:
+            x = silu(convolution(x))
+            means.append(self._averaged(x))
+        f = torch.cat(means, 1).unflatten(0, members.shape[:2]).mean(1)
+        grid = self.config["grid"]
+        return (self.a(f) @ self.b(self.cells).T).view(-1, grid, grid)
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(x, self.config["places"]).flatten(1)

@@ -5,15 +5,11 @@ centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing
 take the prior to be uniform in the box.
 """
 
-import contextlib
-import copy
 import math
 import os
 import pickle
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +17,16 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from tqdm.auto import tqdm
 
-from lib.geometry.bundles import BundleNetwork
-from lib.geometry.cells import cell_centres, cells, unit_square
+from lib.geometry.boxes import as_box, cell_centres, cells, in_box, unit_square, warn_uneven
+from lib.geometry.checks import Values, as_tensor, require_whole, trainable
+from lib.geometry.descent import Descent, progress, subnormals_flushed
+from lib.geometry.networks import BundleNetwork, seeded
 
 ROWS = 256  # maps evaluated at once
 
 
-def _log_maps(network, bundles: Tensor, grid: int) -> Tensor:
+def _log_maps(network: nn.Module, bundles: Tensor, grid: int) -> Tensor:
     """Log-softmax over the cells, (n, g, g), in single precision."""
     logits = network(bundles)
     if logits.shape != (len(bundles), grid, grid):
@@ -57,7 +54,7 @@ class Posterior:
     history: dict
 
     @torch.no_grad()
-    def maps(self, samples, t) -> Tensor:
+    def maps(self, samples: Values, t: Values) -> Tensor:
         """Posterior maps (n, g, g), float32, one per sample, for its bundle.
 
         The bundle of a row is drawn from its nearest neighbours among the rows given, itself
@@ -72,10 +69,10 @@ class Posterior:
 
 
 def fit(
-    samples,
-    t,
+    samples: Values,
+    t: Values,
     *,
-    box,
+    box: Values,
     grid: int,
     bundle: int = 4,
     neighbours: int = 8,
@@ -106,7 +103,8 @@ def fit(
     that is unreadable or of another training.
     Source: Lobashev et al. 2025, section 3; sizes from the released code.
     """
-    samples, t, box = (torch.as_tensor(values) for values in (samples, t, box))
+    samples, t, box = as_tensor(samples, "samples"), as_tensor(t, "t"), as_box(box)
+    warn_uneven(*in_box(t, box))
     settings = dict(bundle=bundle, neighbours=neighbours, bump=bump, seed=seed, n=len(samples))
     settings |= dict(grid=grid, steps=steps, batch=batch, rate=rate)
     _check_settings(settings)
@@ -117,7 +115,8 @@ def fit(
     if network is None:
         network = BundleNetwork(parts[0].planes.shape[1], grid, seed=seed)
     history = {"step": [], "held_out": []}
-    network = copy.deepcopy(network).to(samples.device)
+    watched = parts[1].draw(bundle, np.random.default_rng(seed))
+    network = trainable(network, parts[1].stack(watched[:4]), (grid, grid))
     settings |= dict(box=box.tolist(), network=str(network), data=_checksum(samples[:99], t))
     posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
     with subnormals_flushed():
@@ -129,8 +128,15 @@ def fit(
 class _Part:
     """Samples as planes (n, c, h, w), places u in the unit square, and who is near whom."""
 
-    def __init__(self, samples, t, box, neighbours: int, rows=slice(None)):
-        samples, u = torch.as_tensor(samples), unit_square(t, box)
+    def __init__(
+        self,
+        samples: Values,
+        t: Values,
+        box: Tensor,
+        neighbours: int,
+        rows: Tensor | slice = slice(None),
+    ):
+        samples, u = as_tensor(samples, "samples"), unit_square(t, box)
         if len(samples) != len(u):
             raise ValueError(f"{len(samples)} samples but {len(u)} rows of t; give one for each")
         self.planes, self.u = _planes(samples[rows]), u[rows].cpu()
@@ -161,16 +167,19 @@ class _Part:
         return _bumps(self.u[members], grid, bump).mean(1).float().to(self.planes.device)
 
 
-def _train(posterior, training: _Part, held_out: _Part, settings: dict, checkpoint) -> None:
-    """Adam with a one-cycle rate; each step draws from its own generator, so it can be resumed."""
+def _train(
+    posterior: Posterior,
+    training: _Part,
+    held_out: _Part,
+    settings: dict,
+    checkpoint: str | os.PathLike | None,
+) -> None:
+    """Each step draws from its own generator, so a descent can be taken up again."""
     network, steps, seed = posterior.network, settings["steps"], settings["seed"]
     on_gpu = training.planes.is_cuda
     forward = torch.compile(network) if on_gpu else network
-    optimizer = torch.optim.Adam(network.parameters(), settings["rate"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings["rate"], total_steps=steps, pct_start=0.1
-    )
-    state = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    descent = Descent(network.parameters(), settings["rate"], steps)
+    state = {"network": network, "optimizer": descent.optimizer, "schedule": descent.schedule}
     watched = held_out.draw(posterior.bundle, np.random.default_rng(seed))[:1024]
 
     def loss(part: _Part, members: Tensor) -> Tensor:
@@ -179,6 +188,11 @@ def _train(posterior, training: _Part, held_out: _Part, settings: dict, checkpoi
         targets = part.targets(members, posterior.grid, settings["bump"])
         return -(targets * log_maps).sum((1, 2)).mean()
 
+    def drawn_loss(step: int) -> Tensor:
+        generator = np.random.default_rng([seed, step - 1])
+        with seeded(seed + step):  # what a network draws itself, as in dropout
+            return loss(training, training.draw(posterior.bundle, generator, settings["batch"]))
+
     def watch(step: int) -> None:
         network.eval()
         with torch.no_grad():
@@ -186,22 +200,17 @@ def _train(posterior, training: _Part, held_out: _Part, settings: dict, checkpoi
         posterior.history["step"].append(step)
         posterior.history["held_out"].append(nats)
         network.train()
+        _save(checkpoint, step, state, posterior.history, settings)
 
     done = _resume(checkpoint, state, posterior.history, settings)
     network.train()
-    for step in tqdm(range(done, steps), desc="posterior", disable=None, leave=False):
-        generator = np.random.default_rng([seed, step])
-        members = training.draw(posterior.bundle, generator, settings["batch"])
-        optimizer.zero_grad()
-        loss(training, members).backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % max(1, steps // 10) == 0:
-            watch(step + 1)
-            _save(checkpoint, step + 1, state, posterior.history, settings)
+    with progress("posterior", steps, done) as bar:
+        descent.run(drawn_loss, watch, bar=bar, done=done)
 
 
-def _save(checkpoint, step: int, state: dict, history: dict, settings: dict) -> None:
+def _save(
+    checkpoint: str | os.PathLike | None, step: int, state: dict, history: dict, settings: dict
+) -> None:
     """Everything a later run needs, under a temporary name first."""
     if checkpoint is None:
         return
@@ -216,7 +225,9 @@ def _checksum(*tensors: Tensor) -> int:
     return zlib.crc32(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors))
 
 
-def _resume(checkpoint, state: dict, history: dict, settings: dict) -> int:
+def _resume(
+    checkpoint: str | os.PathLike | None, state: dict, history: dict, settings: dict
+) -> int:
     """Steps done by an earlier run, its state put in place."""
     if checkpoint is None or not Path(checkpoint).exists():
         return 0
@@ -238,15 +249,15 @@ def _resume(checkpoint, state: dict, history: dict, settings: dict) -> int:
 
 
 def from_features(
-    features,
-    t,
+    features: Values,
+    t: Values,
     *,
-    box,
+    box: Values,
     grid: int,
     density: bool = True,
     count: float = 1.0,
     unit_norm: bool = False,
-    queries=None,
+    queries: Values | None = None,
 ) -> Tensor:
     """Posterior maps from distances of features, assuming them Gaussian, E(x) ~ N(μ(t), I).
 
@@ -266,8 +277,9 @@ def from_features(
     the box, count <= 0, and fewer samples than cells can use (over half of the cells empty).
     Source: Lobashev et al. 2025, Eq. 18-19; the regression is ours.
     """
-    if not count > 0 or grid < 2:
-        raise ValueError(f"count={count}, grid={grid}: count must be positive, grid at least 2")
+    require_whole(2, grid=grid)
+    if not count > 0:
+        raise ValueError(f"count={count}; give a positive number")
     features, u = _features(features, unit_norm), unit_square(t, box)
     queries = features if queries is None else _features(queries, unit_norm)
     if len(features) != len(u) or features.shape[1] != queries.shape[1]:
@@ -285,9 +297,9 @@ def from_features(
     return maps
 
 
-def _features(features, unit_norm: bool) -> Tensor:
+def _features(features: Values, unit_norm: bool) -> Tensor:
     """Checked features, as floats."""
-    features = torch.as_tensor(features)
+    features = as_tensor(features, "features")
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     length = features.norm(dim=1) if features.ndim == 2 else torch.zeros(1)
     if not (length > 0).all() or not length.isfinite().all():
@@ -332,16 +344,6 @@ def _feature_surface(features: Tensor, u: Tensor, grid: int) -> tuple[Tensor, Te
     return torch.linalg.solve(moments, products)[:, 0], weight
 
 
-@contextlib.contextmanager
-def subnormals_flushed() -> Iterator[None]:
-    """Sharp posteriors are full of subnormal floats, which slow a CPU down twenty times or more."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
 def _bumps(u: Tensor, grid: int, bump: float | None) -> Tensor:
     """Normalised Gaussians about u (..., 2) on the grid, (..., g, g); one cell without a bump."""
     if bump is None:
@@ -371,9 +373,9 @@ def _planes(samples: Tensor) -> Tensor:
 
 def _check_settings(settings: dict) -> None:
     """Refuse sizes that no training can use."""
-    for name, least in (("bundle", 1), ("neighbours", 1), ("grid", 2), ("steps", 1), ("batch", 2)):
-        if not isinstance(settings[name], Integral) or settings[name] < least:
-            raise ValueError(f"{name}={settings[name]!r}; give an integer of at least {least}")
+    leasts = {"bundle": 1, "neighbours": 1, "grid": 2, "steps": 1, "batch": 2, "seed": 0}
+    for name, least in leasts.items():
+        require_whole(least, **{name: settings[name]})
     bundle, neighbours, bump = (settings[name] for name in ("bundle", "neighbours", "bump"))
     if not 1 <= bundle <= neighbours:
         raise ValueError(

@@ -8,22 +8,38 @@ in a box, the posterior of the parameter is
 `fit_direct` maximises it in f and φ together: no binned posterior, no bump, no second fit.
 """
 
-import contextlib
-import copy
 import math
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from tqdm.auto import tqdm
 
-from lib.geometry.networks import ConvexPotential, LocalStatistic, window_counts
-from lib.geometry.two_step import fit_posteriors as fit_posteriors  # the paper's second step
+from lib.geometry.boxes import in_box, lattice, mesh, warn_uneven
+from lib.geometry.checks import (
+    Natural,
+    Potential,
+    Values,
+    as_tensor,
+    float64,
+    mapped,
+    require_finite,
+    require_whole,
+    trainable,
+)
+from lib.geometry.descent import Best, Descent, progress, small_matrices
+from lib.geometry.networks import (
+    ConvexPotential,
+    LocalStatistic,
+    PotentialNetwork,
+    check_windows,
+    seeded,
+    window_counts,
+)
 
-Natural = Callable[[Tensor], Tensor]
+FEWEST = 20  # samples: a tenth is held out
+MOST_NODES = 40_000  # of the integral before a warning
 
 
 def identity(t: Tensor) -> Tensor:
@@ -42,23 +58,23 @@ class Fit:
     uniform density on the box; step 0 is the warm start.
     """
 
-    potential: ConvexPotential
+    potential: PotentialNetwork
     network: nn.Module
     natural: Natural
     history: dict
 
-    def statistic(self, samples) -> Tensor:
+    def statistic(self, samples: Values) -> Tensor:
         """f(x), shape (n, d) float64, up to a constant; samples shaped like those of the fit."""
         with torch.no_grad():
-            f = self.network(_inputs(torch.as_tensor(samples), self.network))
+            f = self.network(_inputs(as_tensor(samples, "samples"), self.network))
         return f.double() * self.potential.config["scale"] / self.potential.radius
 
 
 def fit_direct(
-    samples,
-    t,
+    samples: Values,
+    t: Values,
     *,
-    box,
+    box: Values,
     natural: Natural | None = None,
     network: nn.Module | None = None,
     collective: bool = False,
@@ -89,37 +105,43 @@ def fit_direct(
     lengths that differ, a `natural` that is not finite on the box, fewer than 20 steps, and a grid
     too coarse for the data.
     """
-    samples, t, box = _checked(samples, t, box)
-    _check_sizes(samples, network, steps, grid)
+    require_whole(20, steps=steps)
+    require_whole(2, grid=grid)
+    require_whole(1, width=width, batch=batch)
+    require_whole(0, seed=seed)
+    samples, t, box = labelled(samples, t, box)
+    warn_uneven(t, box)
+    _check_nodes(grid, t.shape[1])
     natural = natural or identity
-    d, sites = t.shape[1], samples[0].numel()
-    corners = natural(_mesh(box, torch.linspace(0, 1, 33).expand(d, -1)))
-    _require_finite("natural(t) on the box", corners)
-    phi = ConvexPotential(corners.amin(0), corners.amax(0), sites, width, seed).to(t.device)
-    default = LocalStatistic(samples.ndim - 1, d, collective, seed) if network is None else network
-    network = copy.deepcopy(default).to(t.device)
-    fit = Fit(phi, network, natural, {"step": [], "held_out": []})
-    run = _Training(
-        fit, _inputs(samples, network), phi.rescale(natural(t)), box, grid, batch, roughness, seed
-    )
-    bar = tqdm(total=4 * steps, desc="fit_direct", disable=None, leave=False)
-    with bar, _small_matrices():
-        run.descend(run.swap_loss, network.parameters(), 3e-2, steps, bar)
+    if network is None:
+        check_windows(samples)
+        network = LocalStatistic(samples.ndim - 1, t.shape[1], collective, seed)
+    x = _inputs(samples, network)
+    network = trainable(network, x[:4], t.shape[1:])
+    phi = ConvexPotential(*region(natural, box), samples[0].numel(), width, seed).to(t.device)
+    fit = Fit(phi, network, natural, {})
+    run = Likelihood(fit, x, phi.rescale(mapped(natural, t)), box, grid, batch, roughness, seed)
+    with progress("fit_direct", 4 * steps) as bar, small_matrices(), seeded(seed):
+        network.train()
+        Descent(network.parameters(), 3e-2, steps).run(run.swap_loss, bar=bar)
+        network.eval()
         run.start_from_mean_slope()
-        run.descend(run.matching_loss, phi.parameters(), 3e-2, 2 * steps, bar)
+        Descent(phi.parameters(), 3e-2, 2 * steps).run(run.matching_loss, bar=bar)
         run.refuse_coarse_grid()
         run.watch(0)
         both = [*phi.parameters(), *network.parameters()]
-        run.descend(run.likelihood_loss, both, 2e-3, steps, bar, run.watch)
-    run.restore_best()
-    fit.history = {name: np.array(values) for name, values in fit.history.items()}
+        Descent(both, 2e-3, steps).run(run.likelihood_loss, run.watch, bar=bar)
+    fit.history = run.best.restore()
     phi.double()
     return fit
 
 
 @dataclass
-class _Training:
-    """The losses of one fit: inputs x and rescaled parameters s, a tenth of them held out."""
+class Likelihood:
+    """The losses of one fit: inputs x and rescaled parameters s, a tenth of them held out.
+
+    Each step draws its batch anew; none of the losses depends on the number of the step.
+    """
 
     fit: Fit
     x: Tensor
@@ -129,20 +151,22 @@ class _Training:
     size: int
     roughness: float
     seed: int
-    best: tuple = (math.inf, None)
+    best: Best = field(init=False)
     generator: torch.Generator = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        self.best = Best(self.fit.potential, self.fit.network)
         self.generator = torch.Generator().manual_seed(self.seed)
         shuffle = torch.randperm(len(self.s), generator=self.generator)
         self.x, self.s = self.x[shuffle], self.s[shuffle]
         self.training = len(self.s) - max(1, len(self.s) // 10)
 
     @property
-    def phi(self) -> ConvexPotential:
+    def phi(self) -> PotentialNetwork:
+        """The potential that is fitted."""
         return self.fit.potential
 
-    def f(self, rows) -> Tensor:
+    def f(self, rows: Tensor | slice) -> Tensor:
         """The statistic in rescaled coordinates, (n, d)."""
         return self.phi.config["scale"] * self.fit.network(self.x[rows])
 
@@ -150,7 +174,7 @@ class _Training:
         """Row numbers of a random training batch."""
         return torch.randint(self.training, (size,), generator=self.generator)
 
-    def swap_loss(self) -> Tensor:
+    def swap_loss(self, step: int) -> Tensor:
         """log(1 + e^{−⟨s_i − s_j, f_i − f_j⟩}) summed over pairs, per sample.
 
         Any f tells distant pairs apart, so the mean over all pairs would fade as they grow sharp.
@@ -166,7 +190,7 @@ class _Training:
         """The constant in f is free and often large; φ takes it as its slope at once."""
         self.phi.slope.copy_(self.fit.network(self.x[: self.training]).mean(0))
 
-    def matching_loss(self) -> Tensor:
+    def matching_loss(self, step: int) -> Tensor:
         """Mean squared distance of ∇φ and f, both per site, and the price of roughness."""
         rows = self.batch(2 * self.size)
         with torch.no_grad():
@@ -176,19 +200,22 @@ class _Training:
         distance = (gradient - target).square().sum(1).mean()
         return distance + self.roughness * self.phi.roughness()
 
-    def likelihood_loss(self) -> Tensor:
+    def likelihood_loss(self, step: int) -> Tensor:
         """Mean of −log p(t|x) over a batch, the grid shifted at random, and the same price."""
         shift = torch.rand(self.box.shape[1], generator=self.generator)
         loss = -self.log_posterior(self.batch(self.size), shift).mean()
         return loss + self.roughness * self.phi.roughness()
 
-    def energies(self, f: Tensor, shift: Tensor) -> Tensor:
-        """⟨θ', f⟩ − φ(θ') on the shifted grid, (n, g^d)."""
-        steps = (torch.arange(self.grid) + shift[:, None]) / self.grid
-        points = self.phi.rescale(self.fit.natural(_mesh(self.box, steps)))
-        return f @ points.T - self.phi.config["scale"] * self.phi.per_site(points)
+    def nodes(self, shift: Tensor) -> Tensor:
+        """Points t of the integral: the grid, shifted by a share of a cell, (g^d, d)."""
+        return mesh(self.box, (torch.arange(self.grid) + shift[:, None]) / self.grid)
 
-    def log_posterior(self, rows, shift: Tensor) -> Tensor:
+    def energies(self, f: Tensor, shift: Tensor) -> Tensor:
+        """⟨θ', f⟩ − φ(θ') at the nodes, (n, nodes)."""
+        s = self.phi.rescale(self.fit.natural(self.nodes(shift)))
+        return f @ s.T - self.phi.config["scale"] * self.phi.per_site(s)
+
+    def log_posterior(self, rows: Tensor | slice, shift: Tensor) -> Tensor:
         """log p(t|x) in nats against the uniform density on the box, (n,)."""
         f, s = self.f(rows), self.s[rows]
         energies = self.energies(f, shift)
@@ -198,18 +225,11 @@ class _Training:
     @torch.no_grad()
     def watch(self, step: int) -> None:
         """Record the held-out loss and keep the best weights."""
+        self.fit.network.eval()
         rows = slice(self.training, self.training + 1024)
         loss = -self.log_posterior(rows, torch.full((self.box.shape[1],), 0.5)).mean().item()
-        self.fit.history["step"].append(step)
-        self.fit.history["held_out"].append(loss)
-        if loss < self.best[0]:
-            parts = (self.phi, self.fit.network)
-            self.best = loss, [copy.deepcopy(part.state_dict()) for part in parts]
-
-    def restore_best(self) -> None:
-        """Early stopping: back to the weights with the best held-out loss."""
-        for part, state in zip((self.phi, self.fit.network), self.best[1], strict=True):
-            part.load_state_dict(state)
+        self.best.watch(step, loss)
+        self.fit.network.train()
 
     @torch.no_grad()
     def refuse_coarse_grid(self) -> None:
@@ -223,20 +243,25 @@ class _Training:
                 "samples lies in one cell; use a finer grid, a smaller box or smaller systems"
             )
 
-    def descend(self, loss, parameters, rate: float, steps: int, bar, watch=None) -> None:
-        """Adam with a one-cycle rate; `watch(step)` is called ten times."""
-        optimizer = torch.optim.Adam(list(parameters), rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=steps, pct_start=0.1
+
+def bregman(potential: Potential, t: Values, t0: Values) -> Tensor:
+    """Bregman divergence D(t, t₀) = φ(t) − φ(t₀) − ⟨∇φ(t₀), t − t₀⟩, row by row.
+
+    For φ = log Z of an exponential family it is KL(p(·|t₀) ‖ p(·|t)), in nats. Adding an affine
+    function to φ changes nothing.
+
+    potential: (n, d) -> (n,), each row from its own row. t: (n, d). t0: (n, d), or (1, d) for all.
+    Returns (n,) float64. Raises ValueError on other shapes.
+    Source: Lobashev et al. 2025, Eq. 11-12.
+    """
+    t = float64(t, "t")
+    t0 = float64(t0, "t0").to(t.device)
+    if t.ndim != 2 or t0.ndim != 2 or len(t0) not in (1, len(t)) or t.shape[1] != t0.shape[1]:
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}, t0 {tuple(t0.shape)}; give (n, d) and (n, d) or (1, d)"
         )
-        for step in range(1, steps + 1):
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            if watch and step % max(1, steps // 10) == 0:
-                watch(step)
+    slope = torch.func.grad(lambda s: potential(s).sum())(t0)
+    return potential(t) - potential(t0) - (slope * (t - t0)).sum(1)
 
 
 @dataclass
@@ -247,20 +272,22 @@ class Alignment:
     slope: Tensor
     offset: Tensor
 
-    def __call__(self, values, t) -> Tensor:
+    def __call__(self, values: Values, t: Values) -> Tensor:
         """Aligned values (n,) at t (n, d)."""
-        return self.scale * _float64(values) + _float64(t) @ self.slope + self.offset
+        return self.scale * float64(values) + float64(t) @ self.slope + self.offset
 
-    def gradient(self, gradient) -> Tensor:
+    def gradient(self, gradient: Values) -> Tensor:
         """Aligned gradients (n, d)."""
-        return self.scale * _float64(gradient) + self.slope
+        return self.scale * float64(gradient) + self.slope
 
-    def hessian(self, hessian) -> Tensor:
+    def hessian(self, hessian: Values) -> Tensor:
         """Aligned Hessians (n, d, d): an affine function has none."""
-        return self.scale * _float64(hessian)
+        return self.scale * float64(hessian)
 
 
-def align_affine(estimate, reference, t, *, scale: bool = False) -> Alignment:
+def align_affine(
+    estimate: Values, reference: Values, t: Values, *, scale: bool = False
+) -> Alignment:
     """Least squares of the reference on the estimate plus an affine function of t.
 
     log Z is known from samples only up to an affine function of θ (Theorem 3.2), so every score of
@@ -269,14 +296,14 @@ def align_affine(estimate, reference, t, *, scale: bool = False) -> Alignment:
     estimate, reference: (n,). t: (n, d), the coordinates in which the freedom is affine.
     Raises ValueError on lengths that differ or values that are not finite.
     """
-    estimate, reference, t = _float64(estimate), _float64(reference), _float64(t)
+    estimate, reference, t = float64(estimate), float64(reference), float64(t)
     shapes = tuple(estimate.shape), tuple(reference.shape), tuple(t.shape)
     if t.ndim != 2 or not shapes[0] == shapes[1] == shapes[2][:1]:
         raise ValueError(
             f"estimate, reference, t have shapes {shapes}; expected (n,), (n,) and (n, d)"
         )
     for name, values in (("estimate", estimate), ("reference", reference), ("t", t)):
-        _require_finite(name, values)
+        require_finite(name, values)
     columns = torch.cat([t, torch.ones_like(t[:, :1])], 1)
     target = reference
     if scale:
@@ -291,79 +318,49 @@ def align_affine(estimate, reference, t, *, scale: bool = False) -> Alignment:
     return Alignment(unit, solution[:d], solution[d])
 
 
-@contextlib.contextmanager
-def _small_matrices():
-    """CPU settings for many short steps.
-
-    Sharp posteriors are full of subnormal floats, which slow a CPU down twenty times or more; and
-    on matrices this small a second thread mostly waits, on a busy machine for long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
-
-
 def _inputs(samples: Tensor, network: nn.Module) -> Tensor:
     """What the network reads: window counts for the default, the samples as floats otherwise."""
-    return window_counts(samples) if isinstance(network, LocalStatistic) else samples.float()
+    if not isinstance(network, LocalStatistic):
+        return samples.float()
+    axes = network.config["lattice_dim"]
+    if samples.ndim != axes + 1:
+        raise ValueError(f"samples have shape {tuple(samples.shape)}; the fit read {axes + 1} axes")
+    return window_counts(samples)
 
 
-def _mesh(box: Tensor, fractions: Tensor) -> Tensor:
-    """Points lo + fraction · (hi − lo) of the product of (d, g) fractions per axis, (g^d, d)."""
-    axes = box[0, :, None] + (box[1] - box[0])[:, None] * fractions.to(box)
-    return torch.cartesian_prod(*axes).reshape(-1, len(axes))
-
-
-def _float64(values) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)
-
-
-def _require_finite(name: str, values: Tensor) -> None:
-    bad = (~values.isfinite()).sum().item()
-    if bad:
-        raise ValueError(f"{name} has {bad} entries that are not finite; remove or mend them")
-
-
-def _check_sizes(samples: Tensor, network: nn.Module | None, steps: int, grid: int) -> None:
-    if steps < 20 or grid < 2:
-        raise ValueError(f"steps={steps}, grid={grid}; allowed are steps >= 20 and grid >= 2")
-    if network is None and (samples.ndim not in (2, 3) or min(samples.shape[1:]) < 3):
-        raise ValueError(
-            f"samples have shape {tuple(samples.shape)}: the default network reads chains (n, N) "
-            "or lattices (n, L, L) of at least 3 sites a side; give network= for anything else"
-        )
-    if network is None and len(samples[:4096].unique()) > 2:
-        raise ValueError(
-            "samples hold more than two values: the default network reads two-state systems; "
-            "give network= for anything else"
-        )
-
-
-def _checked(samples, t, box) -> tuple[Tensor, Tensor, Tensor]:
-    samples, t = torch.as_tensor(samples), _float64(t)
-    box = _float64(box).to(t.device)
-    if t.ndim != 2 or box.shape != (2, t.shape[1]) or not (box[1] > box[0]).all():
-        raise ValueError(
-            f"box={box.tolist()} for t of shape {tuple(t.shape)}: t is (n, d) and box (2, d), "
-            "the lower corner first"
-        )
-    _require_finite("box", box)
-    _require_finite("samples", samples)
+def labelled(samples: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples, their parameters and the box, all on the device of the samples, or a ValueError."""
+    samples = as_tensor(samples, "samples")
+    t, box = in_box(float64(t, "t").to(samples.device), box)
+    require_finite("samples", samples)
     if len(samples) != len(t):
         raise ValueError(f"{len(samples)} samples but {len(t)} rows of t; give one row per sample")
-    _require_finite("t", t)
-    outside = ((t < box[0]) | (t > box[1])).any(1)
-    if outside.any():
-        raise ValueError(
-            f"{outside.sum().item()} samples lie outside the box {box.tolist()}, the first at "
-            f"t={t[outside][0].tolist()}; widen the box or drop them"
-        )
     distinct = len(t.unique(dim=0))
     if distinct < 2:
         raise ValueError(f"t has {distinct} distinct parameters; at least two are needed")
+    if len(t) < FEWEST:
+        raise ValueError(
+            f"{len(t)} samples are too few, a tenth is held out; give {FEWEST} or more"
+        )
     return samples, t, box
+
+
+def region(natural: Natural, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest natural coordinates over a lattice of the box, (d,) each."""
+    d = box.shape[1]
+    theta = mapped(natural, lattice(box, max(2, min(33, int(MOST_NODES ** (1 / d))))))
+    first, last = theta.amin(0), theta.amax(0)
+    if not (last > first).all():
+        still = (last <= first).nonzero().flatten().tolist()
+        raise ValueError(f"natural(t) is constant over the box in its coordinates {still}")
+    return first, last
+
+
+def _check_nodes(grid: int, d: int) -> None:
+    """Warn where every step of a fit would sum over very many nodes."""
+    if grid**d > MOST_NODES:
+        warnings.warn(
+            f"grid={grid} in {d} dimensions: every step sums over {grid**d:,} nodes, which takes "
+            f"minutes; grid={int(MOST_NODES ** (1 / d))} has {MOST_NODES:,} at most",
+            stacklevel=3,
+        )

@@ -11,11 +11,14 @@ states with many samples each, here every sample has its own.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lib.geometry.boxes import warn_uneven
+from lib.geometry.checks import Natural, Values, float64, mapped, require_finite
 
 STEPS = 60
 
@@ -31,14 +34,13 @@ class Reweighted(nn.Module):
         self.register_buffer("statistics", statistics)
         self.register_buffer("log_weights", log_weights)
 
-    def forward(self, theta) -> Tensor:
+    def forward(self, theta: Values) -> Tensor:
         """φ at θ (n, d), shape (n,), float64."""
-        theta = torch.as_tensor(theta, dtype=torch.float64)
-        return torch.logsumexp(theta @ self.statistics.T + self.log_weights, 1)
+        return torch.logsumexp(float64(theta, "theta") @ self.statistics.T + self.log_weights, 1)
 
-    def moments(self, theta) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, theta: Values) -> tuple[Tensor, Tensor, Tensor]:
         """φ (n,), its gradient, the mean of f (n, d), and Hessian, the covariance (n, d, d)."""
-        theta, f = torch.as_tensor(theta, dtype=torch.float64), self.statistics
+        theta, f = float64(theta, "theta"), self.statistics
         parts = []
         for block in theta.split(256):
             log = block @ f.T + self.log_weights
@@ -49,11 +51,11 @@ class Reweighted(nn.Module):
 
 
 def reweight(
-    statistics,
-    t,
+    statistics: Values,
+    t: Values,
     *,
-    edges: Sequence,
-    natural: Callable[[Tensor], Tensor] | None = None,
+    edges: Sequence[Values],
+    natural: Natural | None = None,
     tolerance: float = 1e-6,
 ) -> Reweighted:
     """Solve for log Z of an exponential family with known sufficient statistics.
@@ -71,9 +73,10 @@ def reweight(
     Source: Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); the continuum of states is ours.
     """
     f, t, edges = _checked(statistics, t, edges)
+    warn_uneven(t, torch.stack([edge[[0, -1]] for edge in edges], 1))
     natural = natural or (lambda t: t)
     nodes, weights = _cells(edges)
-    theta = natural(nodes)
+    theta = mapped(natural, nodes)
     phi = _integrated_means(f, t, edges, theta)
     f, counts = torch.unique(f, dim=0, return_counts=True)
     share = counts.double() / len(t)
@@ -83,7 +86,9 @@ def reweight(
     return Reweighted(f, share.log() - mixture)
 
 
-def _newton(phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor, tolerance) -> Tensor:
+def _newton(
+    phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor, tolerance: float
+) -> Tensor:
     """Damped Newton steps until every node holds its weight of the samples."""
     value, p = _objective(phi, energies, weights, share)
     for _ in range(STEPS):
@@ -109,7 +114,9 @@ def _newton(phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor, toler
     )
 
 
-def _objective(phi, energies, weights, share) -> tuple[float, Tensor]:
+def _objective(
+    phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor
+) -> tuple[float, Tensor]:
     """The convex function and the posterior of the nodes for each statistic, (K, S)."""
     log = energies - phi[:, None] + weights.log()[:, None]
     total = log.logsumexp(0)
@@ -152,16 +159,18 @@ def _cells(edges: list[Tensor]) -> tuple[Tensor, Tensor]:
     return centres.reshape(-1, len(edges)), sizes.reshape(-1, len(edges)).prod(1)
 
 
-def _checked(statistics, t, edges) -> tuple[Tensor, Tensor, list[Tensor]]:
-    f, t = (torch.as_tensor(values, dtype=torch.float64).cpu() for values in (statistics, t))
-    edges = [torch.as_tensor(edge, dtype=torch.float64) for edge in edges]
+def _checked(
+    statistics: Values, t: Values, edges: Sequence[Values]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    f, t = float64(statistics, "statistics").cpu(), float64(t, "t").cpu()
+    edges = [float64(edge, "edges") for edge in edges]
     if f.ndim != 2 or f.shape != t.shape or len(edges) != t.shape[1]:
         raise ValueError(
             f"statistics, t have shapes {tuple(f.shape)}, {tuple(t.shape)} and there are "
             f"{len(edges)} edges; expected (n, d) twice and one array of edges for each coordinate"
         )
-    if not (f.isfinite().all() and t.isfinite().all()):
-        raise ValueError("statistics or t have entries that are not finite; remove or mend them")
+    require_finite("statistics", f)
+    require_finite("t", t)
     for k, edge in enumerate(edges):
         if edge.ndim != 1 or len(edge) < 2 or not (edge.diff() > 0).all():
             raise ValueError(f"edges[{k}] = {edge.tolist()}; give two or more increasing numbers")

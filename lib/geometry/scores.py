@@ -1,27 +1,28 @@
 """Score a learned scalar field and its gradient, beside predictors that know nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from lib.geometry.checks import Potential, Values, float64
 
 
-def value_and_gradient(function: Callable[[Tensor], Tensor], t) -> tuple[np.ndarray, np.ndarray]:
+def value_and_gradient(function: Potential, t: Values) -> tuple[np.ndarray, np.ndarray]:
     """Values (n,) and gradients (n, d) of a row-wise torch function at t (n, d), in float64."""
-    t = torch.as_tensor(t, dtype=torch.float64).detach().requires_grad_()
+    t = float64(t, "t").detach().requires_grad_()
     values = function(t)
     (gradient,) = torch.autograd.grad(values.sum(), t)
     return values.detach().numpy(force=True), gradient.numpy(force=True)
 
 
-def rmse(estimate, truth, *, where=slice(None)) -> float:
+def rmse(estimate: Values, truth: Values, *, where: Values | slice = slice(None)) -> float:
     """Root mean square of estimate − truth over the points `where`."""
     difference = np.asarray(estimate)[where] - np.asarray(truth)[where]
     return float(np.sqrt(np.mean(difference**2)))
 
 
-def field_scores(field, truth) -> np.ndarray:
+def field_scores(field: Sequence[Values], truth: Sequence[Values]) -> np.ndarray:
     """RMSE of the value and of each derivative, shape (1 + d,).
 
     field, truth: pairs of values (n,) and gradients (n, d), both under one alignment.
@@ -30,7 +31,7 @@ def field_scores(field, truth) -> np.ndarray:
     return np.array([rmse(a, b) for a, b in zip(*(c.T for c in columns), strict=True)])
 
 
-def affine_fit(t, values) -> tuple[np.ndarray, np.ndarray]:
+def affine_fit(t: Values, values: Values) -> tuple[np.ndarray, np.ndarray]:
     """Best affine function of t, with its gradient: the trivial predictor of any potential."""
     t = np.asarray(t)
     columns = np.column_stack([np.ones(len(t)), t])
@@ -38,7 +39,7 @@ def affine_fit(t, values) -> tuple[np.ndarray, np.ndarray]:
     return columns @ solution, np.broadcast_to(solution[1:], t.shape)
 
 
-def separable_quadratic(t, values) -> tuple[np.ndarray, np.ndarray]:
+def separable_quadratic(t: Values, values: Values) -> tuple[np.ndarray, np.ndarray]:
     """Best a + Σ (b_i t_i + c_i t_i²), with its gradient: a bowl, no phase transition."""
     t = np.asarray(t)
     columns = np.column_stack([np.ones(len(t)), t, t**2])
@@ -47,28 +48,16 @@ def separable_quadratic(t, values) -> tuple[np.ndarray, np.ndarray]:
     return columns @ solution, solution[1 : d + 1] + 2 * solution[d + 1 :] * t
 
 
-def uniform_box(box, n: int, seed: int) -> np.ndarray:
-    """n points uniform in the box (2, d), shape (n, d); the prior of the direct estimator."""
-    low, high = np.asarray(box, dtype=np.float64)
-    return np.random.default_rng(seed).uniform(low, high, (n, len(low)))
-
-
-def box_grid(box, points: int) -> np.ndarray:
-    """Centres of points^d equal cells of the box, (points^d, d), first coordinate slowest."""
-    low, high = np.asarray(box, dtype=np.float64)
-    steps = (np.arange(points) + 0.5) / points
-    axes = [a + (b - a) * steps for a, b in zip(low, high, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(low))
-
-
-def central_slopes(function: Callable[[np.ndarray], np.ndarray], t, step: float = 1e-5):
+def central_slopes(
+    function: Callable[[np.ndarray], np.ndarray], t: Values, step: float = 1e-5
+) -> np.ndarray:
     """Gradient (n, d) of a row-wise function of t (n, d) by central differences."""
     t = np.asarray(t, dtype=np.float64)
     moves = step * np.eye(t.shape[1])
     return np.stack([(function(t + h) - function(t - h)) / (2 * step) for h in moves], 1)
 
 
-def first_below(x, values, level: float) -> float:
+def first_below(x: Values, values: Values, level: float) -> float:
     """First x at which values fall below the level, by linear interpolation.
 
     The first x where they start below it, the last where they never get there.
@@ -82,7 +71,7 @@ def first_below(x, values, level: float) -> float:
     return float(x[k - 1] + share * (x[k] - x[k - 1]))
 
 
-def metric_error(estimate, exact, *, least: float = 0.01) -> np.ndarray:
+def metric_error(estimate: Values, exact: Values, *, least: float = 0.01) -> np.ndarray:
     """Median and 90 % quantile of ‖ĝ − g‖ / ‖g‖ over points where ‖g‖ > least · its maximum.
 
     estimate, exact: (n, d, d); Frobenius norms.

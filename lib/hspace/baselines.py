@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, time_grid, update
+from lib.diffusion.sampling import ddim, nearest, time_grid, update
 from lib.hspace.trained import directional_loss
 
 Gradient = Callable[[Tensor, int], Tensor]
@@ -121,7 +121,7 @@ def fine_tune(
     Source images come from the latents by `steps` steps. The copy decodes their latents at t_start,
     taken along the same trajectories, in `short` steps, and its weights follow the gradient of
     -log((1 + cos(ΔI, ΔT)) / 2) + w |image − source|_1 through all of them. encode, direction: as in
-    `directions.train`. Apply it with `ddim(tuned, x_start, steps=steps, start=t_start)`.
+    `trained.train`. Apply it with `ddim(tuned, x_start, steps=steps, start=t_start)`.
     """
     tuned = with_weights(generator, generator.unet.state_dict())
     tuned.unet.requires_grad_(True)
@@ -173,7 +173,7 @@ def _short_run(generator: Generator, x: Tensor, times: Sequence[int]) -> Tensor:
 def _coarse_grid(generator: Generator, steps: int, t_start: int, short: int) -> list[int]:
     """`short` falling times from the grid point nearest t_start."""
     grid = time_grid(steps, len(generator.alphas))
-    start = min(grid, key=lambda t: abs(t - t_start))
+    start = grid[nearest(grid, t_start, "t_start")]
     return [round(start * (short - i) / short) for i in range(short)]
 
 

@@ -1,18 +1,21 @@
 """Directions that need no training: principal, Jacobian and pullback bases, and projection.
 
-Haas et al. 2023 (principal components and Jacobians of h), Park et al. 2023 (the pullback).
+Haas et al. 2023 (principal components and Jacobians of h), Park et al. 2023 (the pullback). Labels
+enter only when one of the candidates is picked and given its sign.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
-from lib.hspace import taps
+from lib.diffusion.sampling import ddim, nearest, time_grid
+from lib.hspace import schedule, taps
+from lib.hspace.deltas import PerStep, per_step
 
 
 def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -26,6 +29,23 @@ def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
     _, values, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     vectors = vectors[:k] * _sign(vectors[:k])
     return vectors.view(k, *h.shape[1:]), values[:k] / math.sqrt(len(h) - 1)
+
+
+def principal(
+    generator: Generator, latents: Tensor, *, steps: int, t_edit: float, k: int = 10
+) -> PerStep:
+    """k principal directions of h over the latents' samples at each time t >= t_edit, {t: (k, …)}.
+
+    Raises ValueError where no step lies at or above t_edit, and for fewer than k + 1 latents.
+    """
+    times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)][::-1]
+    with taps.capture(generator) as h:
+        last = ddim(generator, latents, steps=steps, stop=times[0], progress=False)
+        with torch.no_grad():
+            for part in last.split(16):
+                generator.epsilon(part, times[0])
+    found = {t: principal_components(h[t], k)[0].float() for t in times}
+    return per_step(found)
 
 
 def project(change: Tensor, protected: Sequence[Tensor]) -> Tensor:
@@ -48,7 +68,13 @@ class Basis(NamedTuple):
 
 
 def jacobian_directions(
-    generator: Generator, x: Tensor, t: int, *, k: int = 3, mask: Tensor | None = None, **solver
+    generator: Generator,
+    x: Tensor,
+    t: int,
+    *,
+    k: int = 3,
+    mask: Tensor | None = None,
+    **solver: object,
 ) -> Basis:
     """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
 
@@ -65,7 +91,9 @@ def jacobian_directions(
     return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
 
 
-def pullback_basis(generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver) -> Basis:
+def pullback_basis(
+    generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver: object
+) -> Basis:
     """Directions of x that change h most: singular vectors of dh / dx_t (Park et al.).
 
     x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). Options and errors as in
@@ -92,6 +120,65 @@ def pullback_move(
             moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t).chunk(2)
             x = x + step * (moved - plain)
     return x
+
+
+def pullback_edit(
+    generator: Generator,
+    latents: Tensor,
+    v: Tensor,
+    *,
+    steps: int,
+    t: int,
+    step: float,
+    reach: float = 1.0,
+    repeats: int = 8,
+) -> Tensor:
+    """Images of latents that were moved once along v at the grid time nearest t (Park et al.).
+
+    v: a unit direction of x, (*latent_shape). `pullback_move` there, plain DDIM before and after.
+    """
+    grid = time_grid(steps, len(generator.alphas))
+    t = grid[nearest(grid, t)]
+    x = ddim(generator, latents, steps=steps, stop=t)
+    moved = [
+        pullback_move(generator, part, t, v, step=step, reach=reach, repeats=repeats)
+        for part in x.split(16)
+    ]
+    return ddim(generator, torch.cat(moved), steps=steps, start=t)
+
+
+class Pick(NamedTuple):
+    """The candidate nearest to a labelled direction, in its norm, and their mean |cosine|.
+
+    index: which candidate, at the last time of the labelled direction that has candidates.
+    """
+
+    change: PerStep
+    cosine: float
+    index: int
+
+
+def pick(candidates: Mapping[int, Tensor], labelled: PerStep) -> Pick:
+    """The candidate direction nearest to v_t in |cosine|, signed and scaled to the norm of v_t.
+
+    candidates: {t: (k, C, height, width)}. With several times one is picked at each of those that
+    `labelled` has too; with a single time its choice serves all times of `labelled` (Haas et al.).
+    Raises ValueError without a common time.
+    """
+    common = [t for t in labelled if t in candidates]
+    if not common:
+        raise ValueError("candidates and the labelled direction have no time in common")
+    chosen, cosines = {}, []
+    for t in common:
+        rows = torch.nn.functional.normalize(candidates[t].flatten(1).double(), dim=1)
+        cosine = rows @ torch.nn.functional.normalize(labelled[t].flatten().double(), dim=0)
+        best = int(cosine.abs().argmax())
+        chosen[t] = (rows[best] * cosine[best].sign()).view(labelled[t].shape).to(labelled[t])
+        cosines.append(float(cosine[best].abs()))
+    if len(candidates) == 1:
+        chosen = dict.fromkeys(labelled, chosen[common[0]])
+    scaled = {t: labelled[t].norm() * v for t, v in chosen.items()}
+    return Pick(per_step(scaled), sum(cosines) / len(cosines), best)
 
 
 def singular_basis(

@@ -3,9 +3,11 @@
 Strengths of different methods have different units, so equal strength would compare the units.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -14,10 +16,23 @@ from torch import Tensor
 from lib.diffusion import sampling
 from lib.diffusion.models import Generator
 from lib.faces import attributes
-from lib.hspace import baselines, editing, unsupervised
+from lib.hspace import baselines, bases, editing
 from lib.hspace.deltas import Delta, PerStep
-from lib.hspace.timed import Timed, timed
 from lib.intervals import Interval
+
+
+class Timed(NamedTuple):
+    """What a call returned, and the seconds it took when it was computed."""
+
+    value: object
+    seconds: float
+
+
+def timed(function: Callable, /, *args: object, **kwargs: object) -> Timed:
+    """function(*args, **kwargs) and its seconds, kept together where a cache keeps the call."""
+    begin = time.perf_counter()
+    value = function(*args, **kwargs)
+    return Timed(value, time.perf_counter() - begin)
 
 
 class Trial(NamedTuple):
@@ -58,6 +73,23 @@ Way = Callable[[float], Timed]
 Keep = Callable[..., object]
 
 
+@dataclass(frozen=True)
+class Method:
+    """A call of which one keyword, `dial`, is set to unit c for the strength c, at most `most`."""
+
+    function: Callable
+    arguments: tuple[object, ...]
+    options: Mapping[str, object]
+    dial: str = "strength"
+    unit: float = 1.0
+    most: float = inf
+
+    def __call__(self, keep: Keep, c: float) -> Timed:
+        """The timed call at strength c, made by `keep`."""
+        own = {**self.options, self.dial: min(self.unit * c, self.most)}
+        return keep(timed, self.function, *self.arguments, **own)
+
+
 def ways(
     generator: Generator,
     latents: Tensor,
@@ -74,43 +106,53 @@ def ways(
     The first Δh also runs in both terms at c / r, r the ratio of `schedule.window_cancellation`.
     keep: how one call is made, `cache.cached` for a comparison that can be interrupted.
     """
+    run, start = {"steps": steps}, (generator, latents)
+    shifts = _shifts(start, tools, run, t_edit, r)
+    others = _others(start, tools, run, t_edit, t_boost)
+    return {name: partial(method, keep) for name, method in (shifts | others).items()}
 
-    def call(function: Callable, *args: object, **kwargs: object) -> Timed:
-        return keep(timed, function, *args, steps=steps, **kwargs)
 
-    def shifted(delta: Delta, unit: float, symmetric: bool, c: float) -> Timed:
-        own = {"strength": unit * c, "symmetric": symmetric}
-        return call(editing.edit, generator, latents, delta, t_edit=t_edit, **own)
+def _shifts(
+    start: tuple[Generator, Tensor], tools: Tools, run: dict[str, int], t_edit: float, r: float
+) -> dict[str, Method]:
+    """Shifts of h and of ε, in P alone and in both terms."""
 
-    def epsilon(unit: float, symmetric: bool, c: float) -> Timed:
-        own = {"strength": unit * c, "symmetric": symmetric}
-        return call(baselines.epsilon_shift, generator, latents, tools.epsilon, **own)
+    def shift(delta: Delta, unit: float, symmetric: bool) -> Method:
+        own = {**run, "t_edit": t_edit, "symmetric": symmetric}
+        return Method(editing.edit, (*start, delta), own, unit=unit)
 
-    def mixed(c: float) -> Timed:
-        own = {"t_mix": t_edit, "weight": min(c / 4, 1.0)}
-        return call(baselines.mix_latents, generator, latents, tools.reference, **own)
-
-    def guided(c: float) -> Timed:
-        own = {"scale": 4 * c, "t_stop": t_boost}
-        return call(baselines.guide, generator, latents, tools.gradient, **own)
-
-    def tuned(c: float) -> Timed:
-        return call(from_the_middle, generator, tools.tuned, latents, weight=c)
-
-    def pulled(c: float) -> Timed:
-        own = {"t": tools.t_pull, "step": c}
-        return call(unsupervised.pullback_edit, generator, latents, tools.pull, **own)
+    def shift_epsilon(unit: float, symmetric: bool) -> Method:
+        own = {**run, "symmetric": symmetric}
+        return Method(baselines.epsilon_shift, (*start, tools.epsilon), own, unit=unit)
 
     first, unit = next(iter(tools.deltas.values()))
     return {
-        **{f"Δh, {n}": partial(shifted, d, c, False) for n, (d, c) in tools.deltas.items()},
-        "Δh in both terms": partial(shifted, first, unit / r, True),
-        "Δε in P": partial(epsilon, 1.0, False),
-        "Δε in both terms": partial(epsilon, 1.0 / r, True),
-        "pullback of x": pulled,
-        "latent mixing": mixed,
-        "classifier guidance": guided,
-        "fine-tuning": tuned,
+        **{f"Δh, {name}": shift(d, c, False) for name, (d, c) in tools.deltas.items()},
+        "Δh in both terms": shift(first, unit / r, True),
+        "Δε in P": shift_epsilon(1.0, False),
+        "Δε in both terms": shift_epsilon(1.0 / r, True),
+    }
+
+
+def _others(
+    start: tuple[Generator, Tensor],
+    tools: Tools,
+    run: dict[str, int],
+    t_edit: float,
+    t_boost: float,
+) -> dict[str, Method]:
+    """Moves of x, guidance and tuning."""
+    generator, latents = start
+    pull, mix, guide = {"t": tools.t_pull}, {"t_mix": t_edit}, {"t_stop": t_boost}
+    return {
+        "pullback of x": Method(bases.pullback_edit, (*start, tools.pull), run | pull, "step"),
+        "latent mixing": Method(
+            baselines.mix_latents, (*start, tools.reference), run | mix, "weight", 0.25, most=1.0
+        ),
+        "classifier guidance": Method(
+            baselines.guide, (*start, tools.gradient), run | guide, "scale", 4.0
+        ),
+        "fine-tuning": Method(from_the_middle, (generator, tools.tuned, latents), run, "weight"),
     }
 
 

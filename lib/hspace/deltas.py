@@ -1,7 +1,8 @@
 """Changes of h as values that can be called, compared by content in a cache, stored and saved.
 
 A change is called with h (n, channels, height, width) and a training time and gives Δh of that
-shape, or of one sample's.
+shape, or of one sample's. It may carry `owners`, the hashes of the models that it was trained on,
+`t_edit`, where its window ends, and `trained_steps`, the number of steps of its training.
 """
 
 import math
@@ -66,6 +67,12 @@ class Sum:
         """Weight hashes of the models that the parts were trained on."""
         return frozenset().union(*(getattr(d, "owners", ()) for d in self.deltas))
 
+    @property
+    def t_edit(self) -> float | None:
+        """The window's end, where all parts carry the same."""
+        found = {getattr(d, "t_edit", None) for d in self.deltas}
+        return found.pop() if len(found) == 1 else None
+
     def __call__(self, h: Tensor, t: int) -> Tensor:
         """The weighted sum of the parts."""
         return sum(w * delta(h, t) for w, delta in zip(self.weights, self.deltas, strict=True))
@@ -94,6 +101,17 @@ def combine(strengths: Mapping[Delta, float]) -> Sum:
     root = math.sqrt(len(strengths))
     weights = tuple(finite_number(c, "strength") / root for c in strengths.values())
     return Sum(tuple(strengths), weights)
+
+
+def for_steps(delta: Delta, steps: int) -> Delta:
+    """Δh for a run of `steps`: every part that carries its own number S is multiplied by S / steps.
+
+    Asyrp's rule for a shift that acts in more, or fewer, steps than it was found with.
+    """
+    if isinstance(delta, Sum):
+        return Sum(tuple(for_steps(d, steps) for d in delta.deltas), delta.weights)
+    trained = getattr(delta, "trained_steps", None)
+    return delta if trained is None else Sum((delta,), (trained / steps,))
 
 
 def finite_number(value: float, name: str) -> float:

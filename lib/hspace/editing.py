@@ -5,26 +5,16 @@ Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (202
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import (
-    _bar,
-    _batch,
-    _downward,
-    _latents,
-    _per_row,
-    ddim,
-    deviation,
-    in_batches,
-    step_noise,
-    time_grid,
-    update,
-)
-from lib.hspace.deltas import Delta, Sum, finite_number
+from lib.diffusion.sampling import Predict, ddim, rows_per_call, time_grid
+from lib.hspace.deltas import Delta, Sum, finite_number, for_steps
 from lib.hspace.taps import MIDDLE, inject
 
 
@@ -70,35 +60,22 @@ def asyrp(
     delta: Delta,
     *,
     steps: int,
-    t_edit: float,
+    t_edit: float | None = None,
     t_boost: float = 0,
     strength: float = 1.0,
     trained_steps: int | None = None,
     symmetric: bool = False,
-    prompt: str | Sequence[str] | None = None,
-    guidance: float = 1.0,
-    seed: int = 0,
     layer: str = MIDDLE,
     **options: object,
 ) -> Edit:
     """Edited images and their reconstruction, with the same boost noise: `edit`, `reconstruct`.
 
-    Arguments as in `edit`; `options` (negative, first, decode, batch, progress) go to both.
+    Arguments as in `edit`; `options` go to both.
     """
-    run = {"steps": steps, "t_boost": t_boost, "seed": seed, "prompt": prompt, "guidance": guidance}
-    edited = edit(
-        generator,
-        latents,
-        delta,
-        t_edit=t_edit,
-        strength=strength,
-        trained_steps=trained_steps,
-        symmetric=symmetric,
-        layer=layer,
-        **run,
-        **options,
-    )
-    return Edit(edited, reconstruct(generator, latents, **run, **options))
+    run = {"steps": steps, "t_boost": t_boost, **options}
+    shift = {"t_edit": t_edit, "strength": strength, "trained_steps": trained_steps}
+    edited = edit(generator, latents, delta, symmetric=symmetric, layer=layer, **shift, **run)
+    return Edit(edited, reconstruct(generator, latents, **run))
 
 
 def edit(
@@ -107,62 +84,46 @@ def edit(
     delta: Delta,
     *,
     steps: int,
-    t_edit: float,
+    t_edit: float | None = None,
     t_boost: float = 0,
     strength: float = 1.0,
     trained_steps: int | None = None,
     symmetric: bool = False,
-    prompt: str | Sequence[str] | None = None,
-    guidance: float = 1.0,
-    negative: str = "",
-    seed: int = 0,
-    first: int = 0,
     layer: str = MIDDLE,
-    decode: bool = True,
-    batch: int | None = None,
-    progress: bool | None = None,
+    **options: object,
 ) -> Tensor:
     """Edited images (n, c, h, w) of latents (n, *latent_shape) at the noisiest time.
 
     Three phases (Asyrp, Sec. 3 and 4): x' = sqrt(alpha') P(eps(x | Δh)) + D(eps(x)) while
     t >= t_edit, then plain DDIM, then eta = 1 with fresh noise while t < t_boost. P is not clipped.
     strength: any finite multiple of Δh; trained_steps: S of a Δh found with another number of
-    steps, which multiplies it by S / steps. symmetric: eps(x | Δh) in both terms. seed, first: the
-    noise of the boost is keyed by (seed, first + row, time). layer: where Δh is added.
-    prompt, guidance, negative, decode, batch, progress: as in `sampling.ddim`.
+    steps, which multiplies it by S / steps. A trained Δh carries both t_edit and S, which hold
+    where they are not given. symmetric: eps(x | Δh) in both terms. layer: where Δh is added.
+    options: prompt, guidance, negative, decode, batch, progress as in `sampling.ddim`, and seed and
+    first: the noise of the boost is keyed by (seed, first + row, time).
     Raises ValueError for times or numbers out of range and what `inject` refuses; warns where the
     edit and the boost overlap.
     """
-    x = _latents(generator, latents, finite=True)
-    _check_phases(t_edit, t_boost, len(generator.alphas))
-    scale = finite_number(strength, "strength") * _step_ratio(trained_steps, steps)
-    shift, prompts = Sum((delta,), (scale,)), _per_row(prompt, len(x))
-    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
-    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
-    rest = down[len(pairs) :]
-    text = {"guidance": guidance, "negative": negative}
+    time_grid(steps, len(generator.alphas))  # refuses a number of steps before it divides
+    window = _window(delta, t_edit)
+    _check_phases(window, t_boost, len(generator.alphas))
+    shift = scaled(delta, strength, steps=steps, trained_steps=trained_steps)
+    predict = partial(predictions, generator, delta=shift, symmetric=symmetric, layer=layer)
+    phases = {"steps": steps, "t_edit": window, "t_boost": t_boost, "single": symmetric}
+    return _in_phases(generator, latents, predict, **phases, **options)
 
-    def run(rows: slice) -> Tensor:
-        part, keys = x[rows], range(first + rows.start, first + rows.stop)
-        own = {"symmetric": symmetric, "layer": layer, "prompt": prompts(rows), **text}
-        for t, t_next in pairs:
-            eps, direction = predictions(generator, part, t, shift, **own)
-            alpha, alpha_next, eta = generator.alpha(t), generator.alpha(t_next), float(t < t_boost)
-            noisy = deviation(alpha, alpha_next, eta) > 0
-            noise = step_noise(generator, keys, seed, t) if noisy else None
-            part = update(
-                part, eps, alpha, alpha_next, eta=eta, noise=noise, eps_direction=direction
-            )
-            bar.update(len(part))
-        return part if rest or not decode else generator.decode(part)
 
-    rows = _batch(generator, batch)
-    with torch.no_grad(), _bar(len(x) * len(pairs), "editing", progress) as bar:
-        x = in_batches(run, len(x), rows if symmetric else max(rows // 2, 1))
-    if not rest:
-        return x
-    plain = {"prompt": prompt, "seed": seed, "first": first, "decode": decode, "batch": batch}
-    return _plain(generator, x, rest[0][0], t_boost, steps, progress=progress, **plain, **text)
+def scaled(delta: Delta, strength: float, *, steps: int, trained_steps: int | None = None) -> Sum:
+    """strength Δh for a run of `steps`: times S / steps, S = trained_steps or what Δh carries.
+
+    Raises ValueError for a strength that is not finite, and for trained_steps below 1.
+    """
+    strength = finite_number(strength, "strength")
+    if trained_steps is None:
+        return Sum((for_steps(delta, steps),), (strength,))
+    if trained_steps < 1:
+        raise ValueError(f"trained_steps = {trained_steps}: give the number of steps of training")
+    return Sum((delta,), (strength * (trained_steps / steps),))
 
 
 def reconstruct(
@@ -172,22 +133,44 @@ def reconstruct(
 
     `options` go to `sampling.ddim`. Raises ValueError as `edit` does.
     """
-    train_steps = len(generator.alphas)
-    _check_phases(train_steps, t_boost, train_steps)
-    top = time_grid(steps, train_steps)[-1]
-    return _plain(generator, latents, top, t_boost, steps, **options)
+    top = len(generator.alphas)
+    _check_phases(top, t_boost, top)
+    return _in_phases(generator, latents, None, steps=steps, t_edit=top, t_boost=t_boost, **options)
 
 
-def _plain(
-    generator: Generator, x: Tensor, start: int, t_boost: float, steps: int, **options: object
+def _in_phases(
+    generator: Generator,
+    x: Tensor,
+    predict: Predict | None,
+    *,
+    steps: int,
+    t_edit: float,
+    t_boost: float,
+    single: bool = False,
+    batch: int | None = None,
+    **options: object,
 ) -> Tensor:
-    """The two phases without Δh, from latents at a grid point `start`."""
-    times = [t for t in time_grid(steps, len(generator.alphas)) if t <= start]
-    noisy = [t for t in times if t < t_boost]
-    if 0 < len(noisy) < len(times):
-        x = ddim(generator, x, steps=steps, start=start, stop=noisy[-1], **options)
-        start = noisy[-1]
-    return ddim(generator, x, steps=steps, start=start, eta=float(bool(noisy)), **options)
+    """One `ddim` for each phase: `predict` while t >= t_edit, eta = 1 while t < t_boost.
+
+    single: `predict` calls the network on its rows alone, not on twice as many.
+    """
+    rows = rows_per_call(generator, batch)
+    grid = time_grid(steps, len(generator.alphas))[::-1]
+    phases = groupby(grid, lambda t: (t >= t_edit, t < t_boost))
+    starts = [(next(times), *phase) for phase, times in phases]
+    for (start, edited, noisy), (stop, *_) in pairwise([*starts, (None,)]):
+        own = {"start": start, "stop": stop, "eta": float(noisy), "batch": rows}
+        if edited:
+            own |= {"predict": predict, "batch": rows if single else rows // 2 or rows}
+        x = ddim(generator, x, steps=steps, **own, **options)
+    return x
+
+
+def _window(delta: Delta, t_edit: float | None) -> float:
+    found = getattr(delta, "t_edit", None) if t_edit is None else t_edit
+    if found is None:
+        raise ValueError("this Δh carries no window: say where the edit stops, t_edit = 0 ... T")
+    return found
 
 
 def _check_phases(t_edit: float, t_boost: float, last: int) -> None:
@@ -200,11 +183,3 @@ def _check_phases(t_edit: float, t_boost: float, last: int) -> None:
             "noisy",
             stacklevel=3,
         )
-
-
-def _step_ratio(trained_steps: int | None, steps: int) -> float:
-    if trained_steps is None:
-        return 1.0
-    if trained_steps < 1:
-        raise ValueError(f"trained_steps = {trained_steps}: give the number of steps of training")
-    return trained_steps / steps

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.diffusion import models
-from lib.diffusion.sampling import time_grid
 from lib.faces import attributes, avatars, captions, judge
 from lib.hspace import baselines, schedule, trained
 
@@ -103,12 +102,15 @@ def block_of(
     """The f_t, or the direct Δh_t, of a finished training."""
     block = _block(generator, direct, steps, t_edit)
     block.load_state_dict(fit.state)
+    block.t_edit, block.trained_steps = t_edit, steps
     return block.eval().requires_grad_(False)
 
 
 def _block(generator: models.Generator, direct: bool, steps: int, t_edit: float) -> nn.Module:
-    times = [t for t in time_grid(steps, len(generator.alphas)) if t >= t_edit]
-    return trained.DirectDelta(generator, times) if direct else trained.DeltaBlock(generator)
+    if not direct:
+        return trained.DeltaBlock(generator)
+    times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)]
+    return trained.DirectDelta(generator, times[::-1])
 
 
 def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:

@@ -5,15 +5,16 @@ All come as `deltas.PerStep`: {t: change}, and callable as a Δh.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import _downward, ddim, time_grid, update
-from lib.hspace import bases, editing, taps
-from lib.hspace.deltas import Delta, PerStep, combine, per_step
+from lib.diffusion.sampling import ddim, update
+from lib.hspace import bases, editing, schedule, taps
+from lib.hspace.deltas import Delta, PerStep, per_step
 
 Labels = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -26,23 +27,31 @@ class Means(NamedTuple):
 
 
 def mean_over_samples(
-    generator: Generator, latents: Tensor, delta: Delta, **options: object
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    *,
+    steps: int,
+    trained_steps: int | None = None,
+    **options: object,
 ) -> Means:
     """Δh_t^mean = Σ_i Δh_t(h_i) / N and Δh^global = Σ_t Δh_t^mean / T_e (Asyrp, Sec. 5.3).
 
-    The h_i lie on the edited trajectories of the latents; `options` are those of `editing.edit`.
-    Raises ValueError where no step is edited.
+    The h_i lie on the edited trajectories of the latents, and Δh is that of a run of `steps`;
+    `trained_steps` and `options` are those of `editing.edit`, of which strength scales the
+    trajectories alone. Raises ValueError where no step is edited.
     """
     sums: dict[int, Tensor] = {}
+    shift = editing.scaled(delta, 1.0, steps=steps, trained_steps=trained_steps)
 
+    @wraps(delta, assigned=("owners", "t_edit"), updated=())
     def record(h: Tensor, t: int) -> Tensor:
-        change = delta(h, t).expand_as(h)
+        change = shift(h, t).expand_as(h)
         sums[t] = sums.get(t, 0) + change.sum(0)
         return change
 
-    record.owners = getattr(delta, "owners", frozenset())
     with torch.no_grad():
-        editing.edit(generator, latents, record, decode=False, **options)
+        editing.edit(generator, latents, record, steps=steps, decode=False, **options)
     if not sums:
         raise ValueError("no step was edited; choose a smaller t_edit")
     mean = per_step({t: total / len(latents) for t, total in sums.items()})
@@ -80,40 +89,56 @@ def labelled_differences(
     running sums are kept. A name whose labels are all alike is left out. halves: at the first
     layer, as many differences between random halves of the samples, "half 0" ...: chance alone.
     """
-    coins = [torch.randint(2, (len(latents),), generator=_rng(i)).bool() for i in range(halves)]
-    sums: dict[tuple[str, int], Tensor] = {}  # (1 + names, values): all rows, then each group
-    shapes: dict[str, torch.Size] = {}
-    groups = []
-    for index in torch.arange(len(latents)).split(batch):
-        with ExitStack() as stack:
-            captured = {k: stack.enter_context(taps.capture(generator, layer=k)) for k in layers}
-            run = {"steps": steps, "batch": len(index), "prompt": prompt, "progress": False}
-            found = label(ddim(generator, latents[index], **run))
-        everyone = torch.ones(len(index), dtype=torch.bool)
-        rows = torch.stack(
-            [everyone, *(v.cpu() for v in found.values()), *(c[index] for c in coins)]
-        )
-        groups.append(rows.sum(1))
-        for layer, t, values in ((k, t, v) for k, h in captured.items() for t, v in h.items()):
-            own = rows if layer == layers[0] else rows[: 1 + len(found)]
-            sums[layer, t] = sums.get((layer, t), 0) + own.to(values) @ values.flatten(1)
-            shapes[layer] = values.shape[1:]
-    count, names = torch.stack(groups).sum(0), [*found, *(f"half {i}" for i in range(halves))]
-    times = sorted({t for _, t in sums})
-
-    def difference(layer: str, t: int, i: int) -> Tensor:
-        total = sums[layer, t]
-        without = (total[0] - total[i]) / (count[0] - count[i])
-        return (total[i] / count[i] - without).view(shapes[layer])
-
-    def known(layer: str) -> list[int]:
-        """Rows of the sums at this layer whose labels differ."""
-        return [i for i in range(1, len(sums[layer, times[0]])) if 0 < count[i] < count[0]]
-
-    return {
-        k: {names[i - 1]: per_step({t: difference(k, t, i) for t in times}) for i in known(k)}
-        for k in layers
+    coins = {
+        f"half {i}": torch.randint(2, (len(latents),), generator=_rng(i)) == 1
+        for i in range(halves)
     }
+    sums = {layer: _Sums() for layer in layers}
+    for index in torch.arange(len(latents)).split(batch):
+        h, images = _sampled(generator, latents[index], layers, steps=steps, prompt=prompt)
+        groups = {name: rows.cpu() for name, rows in label(images).items()}
+        chance = {name: rows[index] for name, rows in coins.items()}
+        for layer in layers:
+            sums[layer].add(h[layer], groups | chance if layer == layers[0] else groups)
+    return {layer: found.differences() for layer, found in sums.items()}
+
+
+class _Sums:
+    """Sums of h at each time over all rows and over named groups of them, batch by batch."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | int = 0  # (1 + names,), of all rows and of each group
+        self.total: dict[int, Tensor] = {}  # {t: (1 + names, C, height, width)}
+
+    def add(self, h: Mapping[int, Tensor], groups: Mapping[str, Tensor]) -> None:
+        """Rows h, {t: (n, C, height, width)}, and who belongs to each group, {name: (n,) bool}."""
+        self.names = list(groups)
+        everyone = torch.ones(len(next(iter(h.values()))), dtype=torch.bool)
+        members = torch.stack([everyone, *groups.values()])
+        self.count = self.count + members.sum(1)
+        for t, values in h.items():
+            own = (members.to(values) @ values.flatten(1)).view(-1, *values.shape[1:])
+            self.total[t] = self.total.get(t, 0) + own
+
+    def differences(self) -> dict[str, PerStep]:
+        """Mean with less mean without, of every name that some rows have and others have not."""
+        known = [i for i, n in enumerate(self.count) if 0 < n < self.count[0]]
+        times = sorted(self.total)
+        return {self.names[i - 1]: per_step({t: self._at(t, i) for t in times}) for i in known}
+
+    def _at(self, t: int, i: int) -> Tensor:
+        total, count = self.total[t], self.count
+        without = (total[0] - total[i]) / (count[0] - count[i])
+        return total[i] / count[i] - without
+
+
+def _sampled(
+    generator: Generator, latents: Tensor, layers: Sequence[str], **options: object
+) -> tuple[dict[str, dict[int, Tensor]], Tensor]:
+    """h of every layer on the way of one batch, {layer: {t: h}}, and its images."""
+    with ExitStack() as stack:
+        h = {k: stack.enter_context(taps.capture(generator, layer=k)) for k in layers}
+        return h, ddim(generator, latents, batch=len(latents), progress=False, **options)
 
 
 def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
@@ -184,11 +209,8 @@ def _epsilon_changes(
     batch: int = 8,
 ) -> Iterator[tuple[int, Tensor]]:
     """Pairs of a time and ε(x_t | c Δh_t) − ε(x_t) of a batch, along the edited trajectories."""
-    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
-    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
-    if not pairs:
-        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
-    scaled = combine({delta: strength})
+    pairs = schedule.edit_steps(generator, steps, t_edit)
+    scaled = editing.scaled(delta, strength, steps=steps)
     for x in latents.split(batch):
         for t, t_next in pairs:
             with torch.no_grad():

@@ -105,7 +105,7 @@ def encoder(clip_folder: str) -> Callable[[Tensor], Tensor]:
     """Unit embeddings of images in [−1, 1] by a published CLIP, differentiable; "": the kit's."""
     if not clip_folder:
         return training.encode
-    network, _ = pretrained._clip(clip_folder)
+    network, _ = pretrained.clip(clip_folder)
 
     def encode(images: Tensor) -> Tensor:
         own = network.to(images.device)
@@ -127,7 +127,7 @@ def text_direction(setting: Setting, clip_folder: str) -> Tensor:
                 "clip-vit-base-patch16"
             )
         return training.text_direction("smile")
-    network, tokenizer = pretrained._clip(clip_folder)
+    network, tokenizer = pretrained.clip(clip_folder)
 
     def embed(text: str) -> Tensor:
         said = tokenizer([t.format(text) for t in TEMPLATES], padding=True, return_tensors="pt")

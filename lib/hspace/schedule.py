@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import CLEAN, _downward, in_batches, invert, predicted, time_grid
+from lib.diffusion.sampling import CLEAN, downward, in_batches, invert, predicted, time_grid
 
 
 class Curves(NamedTuple):
@@ -89,6 +89,17 @@ def t_boost(curves: Curves, *, share: float = 0.85) -> int:
     return _reaches(curves.times, curves.noisy, share * float(curves.noisy[-1]))
 
 
+def edit_steps(generator: Generator, steps: int, t_edit: float) -> list[tuple[int, int]]:
+    """The pairs (t, t_next) of a run of `steps` with t >= t_edit, falling.
+
+    Raises ValueError where no step lies at or above t_edit.
+    """
+    pairs = [(t, t_next) for t, t_next in downward(generator, steps) if t >= t_edit]
+    if not pairs:
+        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
+    return pairs
+
+
 def cancellation(alpha: float, alpha_next: float) -> float:
     """Effect of the same Δeps in both terms over that in P alone, for one DDIM step of any stride.
 
@@ -109,15 +120,11 @@ def window_cancellation(generator: Generator, *, steps: int, t_edit: float) -> f
     answer to them. Raises ValueError where no step lies at or above t_edit.
     """
     both = alone = 0.0
-    for t, t_next in _downward(time_grid(steps, len(generator.alphas)), None, None):
-        if t < t_edit:
-            break
+    for t, t_next in edit_steps(generator, steps, t_edit):
         alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
         shift = math.sqrt(1 - alpha)
         both = math.sqrt(alpha_next / alpha) * (both + shift * cancellation(alpha, alpha_next))
         alone = math.sqrt(alpha_next / alpha) * (alone + shift)
-    if alone == 0:
-        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
     return both / alone
 
 

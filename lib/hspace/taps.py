@@ -86,8 +86,8 @@ def _tap(generator: Generator, layer: str, see: Callable[[Tensor, int], Tensor])
     unet, block = generator.unet, _block(generator, layer)
     state = {"t": None, "fired": 0}
 
-    def before(module: nn.Module, args: tuple) -> None:
-        state.update(t=args[1], fired=0)
+    def before(module: nn.Module, args: tuple, options: dict[str, object]) -> None:
+        state.update(t=args[1] if len(args) > 1 else options["timestep"], fired=0)
 
     def at(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         state["fired"] += 1
@@ -101,7 +101,7 @@ def _tap(generator: Generator, layer: str, see: Callable[[Tensor, int], Tensor])
 
     handles = []
     try:
-        handles.append(unet.register_forward_pre_hook(before))
+        handles.append(unet.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(block.register_forward_hook(at))
         handles.append(unet.register_forward_hook(after))
         yield

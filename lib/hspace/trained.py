@@ -3,7 +3,6 @@
 Averages over samples are in `means`, directions that need no training in `bases`.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib.diffusion import folders
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import _downward, ddim, predicted, time_grid, update
-from lib.hspace import taps
+from lib.diffusion.sampling import ddim, predicted, update
+from lib.hspace import schedule, taps
 
 
 class DeltaBlock(nn.Module):
@@ -26,13 +26,18 @@ class DeltaBlock(nn.Module):
 
     temb is the frozen network's own time embedding, m wide; there is no residual. 2 C^2 + 5 C + m C
     weights, 28,128 at C = m = 96. zero: start from Δh = 0 instead of the paper's random Δh.
+    Once trained it carries t_edit, where its window ends, and trained_steps (see `deltas`).
     """
+
+    t_edit: float | None
+    trained_steps: int | None
 
     def __init__(self, generator: Generator, *, zero: bool = False, seed: int = 0) -> None:
         super().__init__()
         unet, (channels, _, _) = generator.unet, taps.h_shape(generator)
         self._time = (unet.time_proj, unet.time_embedding)  # in a tuple: no weights of ours
         self.owners = frozenset({generator.weight_hash})
+        self.t_edit, self.trained_steps = None, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.first = nn.Conv2d(channels, channels, 1)
@@ -48,8 +53,8 @@ class DeltaBlock(nn.Module):
 
     @property
     def weight_hash(self) -> str:
-        """SHA-256 (16 hex digits) of the weights and of the model they belong to."""
-        return _digest(*sorted(self.owners), *self.state_dict().values())
+        """SHA-256 (16 hex digits) of the weights, of their model and of what the shift carries."""
+        return _hash_of(self)
 
     def forward(self, h: Tensor, t: int) -> Tensor:
         """Δh of the shape of h, (n, C, height, width), at one training time."""
@@ -71,8 +76,11 @@ class DeltaBlock(nn.Module):
 class DirectDelta(nn.Module):
     """Δh itself as the parameter, one for each of `times`, the nearest time's where t is another.
 
-    It starts at 0.2 N(0, 1). A single time gives one Δh for all t.
+    It starts at 0.2 N(0, 1). A single time gives one Δh for all t. It carries what f_t does.
     """
+
+    t_edit: float | None
+    trained_steps: int | None
 
     def __init__(self, generator: Generator, times: Sequence[int], *, seed: int = 0) -> None:
         super().__init__()
@@ -80,12 +88,13 @@ class DirectDelta(nn.Module):
         start = torch.stack([0.2 * unit_normal(shape, seed, int(t)) for t in times])
         self.times = [int(t) for t in times]
         self.owners = frozenset({generator.weight_hash})
+        self.t_edit, self.trained_steps = None, None
         self.change = nn.Parameter(start.to(generator.device, generator.dtype))
 
     @property
     def weight_hash(self) -> str:
-        """SHA-256 (16 hex digits) of the changes and of the model they belong to."""
-        return _digest(*sorted(self.owners), *self.state_dict().values())
+        """SHA-256 (16 hex digits) of the changes, of their model and of what the shift carries."""
+        return _hash_of(self)
 
     def forward(self, h: Tensor, t: int) -> Tensor:
         """Δh_t of one sample, (channels, height, width)."""
@@ -125,7 +134,7 @@ def train(
 
     Loss at each t: clip_weight `directional_loss` + recon_weight |P_t^edit - P_t^source|_1 (mean),
     Asyrp Eq. 9. Each batch walks from the noisiest time down to t_edit with one SGD step per time,
-    detached in between; the rate falls tenfold every three passes.
+    detached in between; the rate falls tenfold every three passes. Δh carries t_edit and steps on.
     latents: (n, *latent_shape); images: their clean sources where these are real (default: their
     own DDIM samples). encode: images (n, c, h, w) -> embeddings (n, d), differentiable; direction:
     (d,) in text space. recon_weight is 3 cos(source text, target text) in the paper. source:
@@ -137,13 +146,12 @@ def train(
     """
     if source not in ("image", "prediction"):
         raise ValueError(f"source = {source!r}: choose 'image' or 'prediction'")
-    down = _downward(time_grid(steps, len(generator.alphas)), None, None)
-    pairs = [(t, t_next) for t, t_next in down if t >= t_edit]
-    if not pairs:
-        raise ValueError(f"t_edit = {t_edit} lies above every step; choose a smaller one")
+    pairs = schedule.edit_steps(generator, steps, t_edit)
     settings = [steps, t_edit, batch, rate, clip_weight, recon_weight, logarithm, source, text]
-    key = _digest(generator.weight_hash, repr(settings), latents, direction)
+    given = {"latents": latents, "direction": direction}.items()
+    key = folders.weight_hash(given, generator.weight_hash, repr(settings))
     history = _resume(delta, checkpoint, key)
+    delta.t_edit, delta.trained_steps = t_edit, steps
     if images is None and source == "image":
         images = ddim(generator, latents, steps=steps, **text)
     optimiser = torch.optim.SGD(delta.parameters(), lr=rate)
@@ -206,13 +214,15 @@ def _walk(
 
 
 def save(delta: nn.Module, path: str | Path, **notes: object) -> Path:
-    """Write f_t as safetensors, with the hash of its model and notes that JSON can hold."""
+    """Write f_t as safetensors, with the hash of its model, what it carries, and notes as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in delta.state_dict().items()}
+    carried = {"t_edit": delta.t_edit, "steps": delta.trained_steps}
+    notes = {"owners": sorted(delta.owners), **carried, **notes}
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(state, partial, {"owners": json.dumps(sorted(delta.owners)), **_json(notes)})
+        save_file(state, partial, {name: json.dumps(value) for name, value in notes.items()})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -220,7 +230,7 @@ def save(delta: nn.Module, path: str | Path, **notes: object) -> Path:
 
 
 def load(generator: Generator, path: str | Path) -> DeltaBlock:
-    """The f_t written by `save`, or left by `train`.
+    """The f_t written by `save`, or left by `train`, with the window and the steps of its training.
 
     Raises ValueError for a damaged file and for an f_t of another model.
     """
@@ -232,6 +242,9 @@ def load(generator: Generator, path: str | Path) -> DeltaBlock:
         )
     delta = DeltaBlock(generator)
     delta.load_state_dict(state)
+    delta.t_edit, delta.trained_steps = (
+        json.loads(notes.get(name, "null")) for name in ("t_edit", "steps")
+    )
     return delta.eval().requires_grad_(False)
 
 
@@ -255,12 +268,7 @@ def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[d
     return json.loads(notes["history"])
 
 
-def _json(notes: Mapping[str, object]) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in notes.items()}
-
-
-def _digest(*parts: str | Tensor) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _hash_of(delta: DeltaBlock | DirectDelta) -> str:
+    carried = (delta.t_edit, delta.trained_steps)
+    known = [repr(carried)] if carried != (None, None) else []
+    return folders.weight_hash(delta.state_dict().items(), *sorted(delta.owners), *known)

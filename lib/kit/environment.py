@@ -1,11 +1,13 @@
 """Does this Python meet the lock file? Runs as a plain script, before anything is installed.
 
 `python -I lib/kit/environment.py` exits with 0 when it does, else prints what differs;
-`--stamp` prints a digest of what an installation depends on; `--summary` says what the machine has.
+`--python` asks only whether an environment can be built with this Python; `--stamp` prints a digest
+of what an installation depends on; `--summary` says what the machine has.
 """
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -13,6 +15,7 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+OLDEST, NEWEST = (3, 11), (3, 14)  # a test holds the lock and pyproject.toml against them
 
 
 def pins(text: str) -> dict[str, str]:
@@ -21,11 +24,23 @@ def pins(text: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
 
+def wrong_version() -> str:
+    """Return what is wrong with the version of this Python, "" when nothing is."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return ""
+    allowed = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
+    return f"Python is {platform.python_version()}, expected {allowed}"
+
+
+def why_unfit() -> str:
+    """Return why no environment can be built with this Python, "" when one can."""
+    lacks = "" if importlib.util.find_spec("ensurepip") else "no venv (install python3-venv)"
+    return wrong_version() or lacks
+
+
 def problems() -> list[str]:
     """Return in what this interpreter differs from the lock file."""
-    found = []
-    if sys.version_info[:2] != (3, 11):
-        found.append(f"Python is {platform.python_version()}, expected 3.11")
+    found = list(filter(None, [wrong_version()]))
     for name, version in pins((CHECKOUT / "requirements.lock").read_text()).items():
         installed = _installed(name)
         if installed != version:
@@ -69,6 +84,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--summary"]:
         print(summary())
         return 0
+    if arguments == ["--python"]:
+        print(why_unfit())
+        return int(bool(why_unfit()))
     found = problems()
     if found:
         print("this environment does not meet requirements.lock:", *found, sep="\n  ")

@@ -1,5 +1,7 @@
 """Figures: one style, column widths, sheets of images, saving with alt text and provenance."""
 
+import base64
+import html
 import importlib.metadata
 import io
 import json
@@ -168,12 +170,15 @@ def _provenance() -> dict:
 
 
 def _show(png: bytes, alt: str) -> None:
+    """Show the figure, and below it the alt text for all: JupyterLab drops that of the image."""
     from IPython import get_ipython
-    from IPython.display import Image as Shown
     from IPython.display import display
 
-    if get_ipython() is not None:
-        display(Shown(data=png, format="png", alt=alt))
+    if get_ipython() is None:
+        return
+    image = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(image, metadata={"image/png": {"alt": alt}}, raw=True)
+    display({"text/html": f"<p><small>{html.escape(alt)}</small></p>"}, raw=True)
 
 
 def _colour_map(name: str):

@@ -63,7 +63,8 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     _make_deterministic(seed)
     warnings.formatwarning = _warning_without_path
     session.announce(session.Session(notebook, profile, seed, chosen, _output_folder(notebook)))
-    print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen)]))
+    place = [] if _headless() else [f"figures go to build/interactive/{notebook}/"]
+    print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen), *place]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Run(notebook, profile, seed, device, chosen)
 

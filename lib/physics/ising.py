@@ -6,18 +6,21 @@ entry, sweep, site), so a configuration depends neither on the batch it is drawn
 number of threads, nor on the device.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.physics import ising_loops, ising_tensor
+from lib.physics.checks import SEEDS, Floats, Integers, check_count, check_reals
 from lib.physics.ising_exact import (
     CRITICAL_BETA,
-    check_count,
     check_parameters,
     cylinder_cumulants,
     cylinder_free_energy,
-    free_energy,
     log_partition,
     zero_field_curvature,
 )
@@ -27,7 +30,7 @@ from lib.physics.ising_onsager import (
     onsager_free_energy,
     onsager_magnetization,
 )
-from lib.physics.streams import GOLDEN, mix
+from lib.physics.streams import GOLDEN, Words, mix
 
 __all__ = [
     "CRITICAL_BETA",
@@ -35,7 +38,6 @@ __all__ = [
     "cylinder_cumulants",
     "cylinder_free_energy",
     "equilibrium_sweeps",
-    "free_energy",
     "kaufman_log_partition",
     "log_partition",
     "metropolis",
@@ -51,21 +53,35 @@ __all__ = [
 
 UPDATES_PER_BLOCK = 2**26  # spin updates between two steps of the progress bar, about a second
 SITES_PER_BLOCK = 2**22  # sites held at once by the tensor code, about a gigabyte
+LARGEST_SIZE = 46_340  # its square is the last below 2^31, as labels of clusters are 32 bits
+
+Spins = NDArray[np.int8]
 
 
-def sample(beta, field, size, *, sweeps=None, seed=0, device="cpu", start="hot", first=0):
+def sample(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    *,
+    sweeps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    start: str = "hot",
+    first: int = 0,
+) -> Spins:
     """Draw one equilibrium configuration per (beta, field) entry by Swendsen-Wang updates.
 
     Weight exp(beta sum s s' + field sum s). One sweep: equal neighbours are bonded with
     probability 1 - exp(-2 beta); a spin equal to sign(field) is bonded to the ghost spin with
     1 - exp(-2 |field|); clusters bonded to the ghost take sign(field), the others a fair sign.
+    Both probabilities are rounded to multiples of 2^-32, so |field| < 1e-10 draws as no field.
 
     Args:
         beta: inverse temperature 1/T >= 0, number or (n,).
         field: H/T, number or (n,).
-        size: linear size, at least 3.
+        size: linear size, 3 to 46,340.
         sweeps: cluster sweeps from the start; None takes `equilibrium_sweeps(size)`.
-        seed: any whole number; the same seed gives the same configurations.
+        seed: a whole number from 0 to 2^64 - 1; the same seed gives the same configurations.
         device: "cpu" for the compiled code on all threads, "cuda" or "cuda:1" for tensors on a
             GPU, "torch" for the same tensor code on the CPU. All give the same configurations.
         start: "hot" (independent random signs) or "cold" (all +1).
@@ -110,7 +126,16 @@ def equilibrium_sweeps(size: int) -> int:
     return int(np.ceil(13 * check_count("size", size, 3) ** (1 / 3)))
 
 
-def trajectory(beta, field, size, sweeps, *, start="hot", seed=0, move="cluster"):
+def trajectory(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    *,
+    start: str = "hot",
+    seed: int = 0,
+    move: str = "cluster",
+) -> tuple[Floats, Floats]:
     """Record energy and magnetisation per site after every sweep.
 
     energy = -sum s s' / N and magnetisation = sum s / N, N = size^2.
@@ -131,7 +156,15 @@ def trajectory(beta, field, size, sweeps, *, start="hot", seed=0, move="cluster"
     return -bonds / size**2, totals / size**2
 
 
-def metropolis(beta, field, size, sweeps, *, start="hot", seed=0):
+def metropolis(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    *,
+    start: str = "hot",
+    seed: int = 0,
+) -> Spins:
     """Run single-spin Metropolis sweeps: the baseline, not known to be in equilibrium.
 
     Sites in order; a flip is accepted with probability min(1, exp(-2 s (beta sum s' + field))).
@@ -153,40 +186,56 @@ def metropolis(beta, field, size, sweeps, *, start="hot", seed=0):
     return _evolve(beta, field, size, sweeps, start, seed, "metropolis")[0]
 
 
-def observables(samples) -> np.ndarray:
+def observables(samples: ArrayLike) -> Integers:
     """Sufficient statistics (sum s s', sum s) of each configuration.
 
     Args:
-        samples: (n, size, size) spins.
+        samples: (n, size, size) spins -1 and +1, size at least 3.
 
     Returns:
         int64 (n, 2), conjugate to (beta, field).
+
+    Raises:
+        ValueError: another shape, or other values, 0 and 1 among them.
     """
-    spins = np.asarray(samples, dtype=np.int64)
-    if spins.ndim != 3:
-        raise ValueError(f"samples has shape {spins.shape}; allowed is (n, size, size)")
+    values = check_reals("samples", samples, "spins -1 and +1")
+    if values.ndim != 3 or values.shape[1] != values.shape[2] or values.shape[1] < 3:
+        shape = values.shape
+        raise ValueError(f"samples has shape {shape}; allowed is (n, size, size), size >= 3")
+    wrong = values[np.abs(values) != 1]
+    if wrong.size:
+        raise ValueError(f"samples holds {wrong[0]:g}; allowed is spins -1 and +1")
+    spins = values.astype(np.int8)
     neighbours = np.roll(spins, 1, axis=1) + np.roll(spins, 1, axis=2)
-    return np.stack([(spins * neighbours).sum((1, 2)), spins.sum((1, 2))], axis=1)
+    return np.stack([(spins * neighbours).sum((1, 2)), spins.sum((1, 2))], axis=1, dtype=np.int64)
 
 
-def natural(t):
+def natural(t: ArrayLike | Tensor) -> Tensor:
     """Map (T, H) to the natural parameters (1/T, H/T).
 
     Args:
-        t: (..., 2) tensor or array.
+        t: (..., 2) tensor, or array or list, which become float64.
 
     Returns:
-        tensor (..., 2), differentiable, out of place, safe under `torch.func` transforms.
+        tensor (..., 2), differentiable, out of place, safe under `torch.func` transforms; T = 0
+        gives infinity.
+
+    Raises:
+        ValueError: another last dimension, or values that are not real numbers.
     """
-    temperature, field = torch.as_tensor(t).unbind(-1)
+    t = t if isinstance(t, Tensor) else torch.as_tensor(check_reals("t", t, "finite (T, H)"))
+    if t.ndim == 0 or t.shape[-1] != 2 or t.is_complex() or t.dtype == torch.bool:
+        given = f"{t.dtype} of shape {tuple(t.shape)}"
+        raise ValueError(f"t is {given}; allowed are real numbers (T, H) of shape (..., 2)")
+    temperature, field = (t if t.is_floating_point() else t.double()).unbind(-1)
     return torch.stack([1 / temperature, field / temperature], dim=-1)
 
 
-def autocorrelation_time(series, window: float = 6.0) -> np.ndarray:
+def autocorrelation_time(series: ArrayLike, window: float = 6.0) -> Floats:
     """Integrated autocorrelation time of each row, in steps.
 
     tau = 1/2 + sum_{t=1}^{W} rho(t), with the smallest W >= window tau; the error of the row's
-    mean is std sqrt(2 tau / length), and independent values have tau = 1/2.
+    mean is std sqrt(2 tau / length), and independent values have tau = 1/2. Never below 1/2.
 
     Args:
         series: (..., length), length at least 2; a constant row has tau = 1/2.
@@ -196,15 +245,17 @@ def autocorrelation_time(series, window: float = 6.0) -> np.ndarray:
         float64 (...).
 
     Raises:
-        ValueError: fewer than two steps.
+        ValueError: fewer than two steps, values that are not finite, another window.
 
     Source: Sokal, Monte Carlo Methods in Statistical Mechanics (1997), Eq. 3.17-3.19.
     """
-    series = np.asarray(series, dtype=np.float64)
+    series = check_reals("series", series, "finite numbers")
     if series.ndim == 0 or series.shape[-1] < 2:
         raise ValueError(f"series has shape {series.shape}; allowed is (..., length >= 2)")
+    if not 4 <= window <= 10:
+        raise ValueError(f"window is {window}; allowed is 4 to 10")
     length = series.shape[-1]
-    spectrum = np.fft.rfft(series - series.mean(-1, keepdims=True), 2 * length)
+    spectrum = np.fft.rfft(_deviations(series), 2 * length)
     covariance = np.fft.irfft(np.abs(spectrum) ** 2)[..., :length] / np.arange(length, 0, -1)
     variance = covariance[..., :1]
     rho = np.where(variance > 0, covariance / np.where(variance > 0, variance, 1.0), 0.0)
@@ -214,7 +265,19 @@ def autocorrelation_time(series, window: float = 6.0) -> np.ndarray:
     return np.maximum(np.take_along_axis(tau, stop[..., None], axis=-1)[..., 0], 0.5)
 
 
-def _entries(beta, field) -> tuple[np.ndarray, np.ndarray]:
+def _deviations(series: Floats) -> Floats:
+    """Rows less their means, by a power of two within [-2, 2]: squares neither vanish nor overflow.
+
+    A constant row is exactly zero, though the mean of ten times 0.1 is not 0.1.
+    """
+    scale = np.frexp(np.abs(series).max(-1, keepdims=True))[1]
+    rows = np.ldexp(series, -scale)
+    constant = (series == series[..., :1]).all(-1, keepdims=True)
+    rows = np.where(constant, 0.0, rows - rows.mean(-1, keepdims=True))
+    return np.ldexp(rows, -np.frexp(np.abs(rows).max(-1, keepdims=True))[1])
+
+
+def _entries(beta: ArrayLike, field: ArrayLike) -> tuple[Floats, Floats]:
     """One (beta, field) pair per configuration."""
     beta, field = check_parameters(beta, field)
     if beta.ndim > 1:
@@ -222,21 +285,31 @@ def _entries(beta, field) -> tuple[np.ndarray, np.ndarray]:
     return beta.reshape(-1).copy(), field.reshape(-1).copy()
 
 
-def _choice(name, value, allowed) -> int:
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> int:
     """Position of value among the allowed ones."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed is one of {', '.join(allowed)}")
     return allowed.index(value)
 
 
-def _is_hot(start) -> bool:
+def _is_hot(start: str) -> bool:
     return _choice("start", start, ("cold", "hot")) == 1
 
 
-def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False):
+def _evolve(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    start: str,
+    seed: int,
+    move: str,
+    first: int = 0,
+    record: bool = False,
+) -> tuple[Spins, Integers, Integers]:
     """Compiled run of all entries: (spins, sum s s', sum s), the sums for every sweep or none."""
     beta, field = _entries(beta, field)
-    size, sweeps = check_count("size", size, 3), check_count("sweeps", sweeps, 1)
+    size, sweeps = check_count("size", size, 3, LARGEST_SIZE), check_count("sweeps", sweeps, 1)
     hot, cluster = _is_hot(start), _choice("move", move, ("metropolis", "cluster")) == 1
     keys = _keys(seed, first, len(beta))
     spins = np.empty((len(beta), size, size), np.int8)
@@ -248,10 +321,19 @@ def _evolve(beta, field, size, sweeps, start, seed, move, first=0, record=False)
     return spins, bonds, totals
 
 
-def _evolve_tensor(beta, field, size, sweeps, start, seed, first, device) -> np.ndarray:
+def _evolve_tensor(
+    beta: ArrayLike,
+    field: ArrayLike,
+    size: int,
+    sweeps: int,
+    start: str,
+    seed: int,
+    first: int,
+    device: str | torch.device,
+) -> Spins:
     """Cluster run of all entries on a torch device: spins."""
     beta, field = _entries(beta, field)
-    size, sweeps = check_count("size", size, 3), check_count("sweeps", sweeps, 1)
+    size, sweeps = check_count("size", size, 3, LARGEST_SIZE), check_count("sweeps", sweeps, 1)
     hot, device = _is_hot(start), ising_tensor.check_device(device)
     sign, keys = np.where(field > 0, 1, -1), _keys(seed, first, len(beta))
     per_entry = (_chances(beta), _chances(np.abs(field)), sign, keys)
@@ -262,7 +344,7 @@ def _evolve_tensor(beta, field, size, sweeps, start, seed, first, device) -> np.
     return spins
 
 
-def _blocks(count, block):
+def _blocks(count: int, block: int) -> Iterator[slice]:
     """Consecutive slices, with a progress bar when there is more than one."""
     starts = range(0, count, block)
     hidden = None if len(starts) > 1 else True
@@ -270,14 +352,14 @@ def _blocks(count, block):
         yield slice(start, start + block)
 
 
-def _chances(strength) -> np.ndarray:
+def _chances(strength: Floats) -> Words:
     """1 - exp(-2 strength) as a threshold for 32 random bits; 2^32 means always."""
     return np.round(-np.expm1(-2 * strength) * 2.0**32).astype(np.uint64)
 
 
-def _keys(seed, first, count) -> np.ndarray:
+def _keys(seed: int, first: int, count: int) -> Words:
     """Well-separated 64-bit keys, one per entry."""
-    first, seed = check_count("first", first, 0), check_count("seed", seed, 0)
+    first, seed = check_count("first", first, 0, 2**62), check_count("seed", seed, 0, SEEDS)
     index = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-    root = mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
+    root = mix(np.array([seed], dtype=np.uint64) + GOLDEN)
     return mix(root + index * GOLDEN)

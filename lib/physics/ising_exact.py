@@ -4,47 +4,34 @@ Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dime
 lattice is periodic, every bond counts once.
 """
 
-import operator
+from collections.abc import Callable
 from functools import lru_cache
+from math import factorial
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lib.physics.checks import (
+    Floats,
+    Integers,
+    check_count,
+    check_equal_shapes,
+    check_reals,
+)
 
 CRITICAL_BETA = float(np.log1p(np.sqrt(2.0)) / 2)
 LARGEST_TRANSFER = 12
+LARGEST = 1e100  # of beta and field, so that no energy overflows
 
 
-def check_parameters(beta, field=0.0) -> tuple[np.ndarray, np.ndarray]:
+def check_parameters(beta: ArrayLike, field: ArrayLike = 0.0) -> tuple[Floats, Floats]:
     """Return beta and field as float64 arrays of one shape; ValueError for what is not allowed."""
-    beta, field = np.asarray(beta, dtype=np.float64), np.asarray(field, dtype=np.float64)
-    if not np.all(np.isfinite(beta) & (beta >= 0)):
-        bad = beta[~(np.isfinite(beta) & (beta >= 0))].flat[0]
-        raise ValueError(f"beta holds {bad}; allowed is 0 <= beta < infinity (beta = 1/T)")
-    if not np.all(np.isfinite(field)):
-        bad = field[~np.isfinite(field)].flat[0]
-        raise ValueError(f"field holds {bad}; allowed is any finite number (field = H/T)")
-    try:
-        beta, field = np.broadcast_arrays(beta, field)
-    except ValueError:
-        raise ValueError(
-            f"beta has shape {beta.shape} and field has shape {field.shape}; "
-            "give equal lengths, or a single number for one of them"
-        ) from None
-    return beta, field
+    beta = check_reals("beta", beta, "0 <= beta <= 1e100 (beta = 1/T)", 0.0, LARGEST)
+    field = check_reals("field", field, "|field| <= 1e100 (field = H/T)", -LARGEST, LARGEST)
+    return check_equal_shapes(beta, field, "beta and field")
 
 
-def check_count(name: str, value, least: int, most: int | None = None) -> int:
-    """Return value as an int in [least, most]; ValueError otherwise."""
-    allowed = f"a whole number >= {least}" if most is None else f"a whole number {least} to {most}"
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; allowed is {allowed}") from None
-    if count < least or (most is not None and count > most):
-        raise ValueError(f"{name} is {count}; allowed is {allowed}")
-    return count
-
-
-def log_partition(beta, field, size: int) -> np.ndarray:
+def log_partition(beta: ArrayLike, field: ArrayLike, size: int) -> Floats:
     """Exact log Z of the size x size torus, by the transfer matrix in momentum sectors.
 
     Z = Tr T^size = sum_k Tr T_k^size, with T(a, b) = exp((V(a) + V(b))/2 + beta sum_i a_i b_i) and
@@ -72,7 +59,7 @@ def log_partition(beta, field, size: int) -> np.ndarray:
     return _in_blocks(_log_trace, beta, field, size, points)
 
 
-def cylinder_free_energy(beta, field, width: int) -> np.ndarray:
+def cylinder_free_energy(beta: ArrayLike, field: ArrayLike, width: int) -> Floats:
     """-log Z / N of the infinitely long cylinder: -log(largest transfer eigenvalue) / width.
 
     The leading eigenvector is positive, hence unchanged by translations and reflections of the
@@ -96,7 +83,9 @@ def cylinder_free_energy(beta, field, width: int) -> np.ndarray:
     return -_in_blocks(_log_top, beta, field, width, 16) / width
 
 
-def cylinder_cumulants(beta, field, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cylinder_cumulants(
+    beta: ArrayLike, field: ArrayLike, width: int
+) -> tuple[Floats, Floats, Floats]:
     """log Z / N of the infinite cylinder with its first and second derivatives in (beta, field).
 
     Of the largest eigenvalue λ of T with unit vector v: λ_a = vᵀT_a v and
@@ -109,12 +98,14 @@ def cylinder_cumulants(beta, field, width: int) -> tuple[np.ndarray, np.ndarray,
         values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
 
     Raises:
-        ValueError: as in `log_partition`.
+        ValueError: as in `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
+            as they do without field deep in the ordered phase, where the metric diverges.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
     flat = np.stack([beta.ravel(), field.ravel()])
-    parts = [_top_cumulants(*flat[:, k : k + 16], width) for k in range(0, flat.shape[1], 16)]
+    starts = range(0, max(flat.shape[1], 1), 16)
+    parts = [_top_cumulants(*flat[:, k : k + 16], width) for k in starts]
     value, mean, square = (np.concatenate(part) / width for part in zip(*parts, strict=True))
     return (
         value.reshape(beta.shape),
@@ -123,46 +114,55 @@ def cylinder_cumulants(beta, field, width: int) -> tuple[np.ndarray, np.ndarray,
     )
 
 
-def free_energy(temperature, field, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """F = −T log Z / N per site and its gradient (∂F/∂T, ∂F/∂H) on the infinite cylinder.
+def levels(size: int = 4) -> tuple[Integers, Integers]:
+    """Distinct (sum s s', sum s) of the size x size torus, and how many states share each.
 
-    temperature T > 0, field H (physical, h = H/T), units of the coupling; broadcast to shape (...).
-    With ψ = log Z / N: ∂F/∂T = −ψ + (ψ_β + H ψ_h) / T and ∂F/∂H = −ψ_h.
-    Returns F of shape (...) and the gradient of shape (..., 2). Errors as `cylinder_free_energy`.
+    log Z(beta, field) = log Σ_k count_k exp(beta E_k + field M_k), by enumeration.
+
+    Args:
+        size: 3 or 4 (512 or 65,536 states).
+
+    Returns:
+        int64 (k, 2) and int64 (k,).
+
+    Raises:
+        ValueError: another size.
     """
-    temperature, field = np.broadcast_arrays(
-        np.asarray(temperature, float), np.asarray(field, float)
-    )
-    if not (temperature > 1e-3).all():
-        raise ValueError(f"temperature is {temperature.min()}; it must exceed 1e-3")
-    psi, mean, _ = cylinder_cumulants(1 / temperature, field / temperature, width)
-    in_temperature = -psi + (mean[..., 0] + field * mean[..., 1]) / temperature
-    return -temperature * psi, np.stack([in_temperature, -mean[..., 1]], -1)
+    sites = check_count("size", size, 3, 4) ** 2
+    spins = 1 - 2 * ((np.arange(2**sites)[:, None] >> np.arange(sites)) & 1)
+    lattices = spins.reshape(-1, size, size)
+    bonds = (lattices * (np.roll(lattices, 1, 1) + np.roll(lattices, 1, 2))).sum((1, 2))
+    return np.unique(np.stack([bonds, spins.sum(1)], 1), axis=0, return_counts=True)
 
 
-def zero_field_curvature(beta, size: int) -> np.ndarray:
+def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
     """Scalar curvature of the Fisher metric per site at zero field, exact torus, shape of beta.
 
     With ψ = log Z / N even in h, the Hessian metric in (β, h) has, at h = 0,
 
         R = ψ_βhh (ψ_ββ ψ_βhh − ψ_hh ψ_βββ) / (2 ψ_ββ² ψ_hh²),
 
-    in the convention R = +2 on the unit sphere, from central differences of `log_partition` (about
-    one part in a hundred). Near the critical point |R| grows like the correlation volume ξ², so
-    its maximum like size². Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995). Errors as there.
+    in the convention R = +2 on the unit sphere. The derivatives are those of the transfer matrix,
+    carried along its powers, with the energy counted from the ground state: no differences, so
+    that R keeps nine digits from infinite temperature down to its limit 2 (N − 1) / N at zero.
+    Near the critical point |R| grows like the correlation volume ξ², so its maximum like size².
+    Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995). Errors as `log_partition`.
     """
     beta, _ = check_parameters(beta)
-    step, small = 5e-3, 3e-4
-    moved = beta + step * np.arange(-2, 3).reshape(-1, *[1] * beta.ndim)
-    psi = log_partition(moved, 0.0, size) / size**2
-    psi_hh = 2 * (log_partition(moved[1:4], small, size) / size**2 - psi[1:4]) / small**2
-    b2 = (psi[3] - 2 * psi[2] + psi[1]) / step**2
-    b3 = (psi[4] - 2 * psi[3] + 2 * psi[1] - psi[0]) / (2 * step**3)
-    bhh = (psi_hh[2] - psi_hh[0]) / (2 * step)
-    return bhh * (b2 * bhh - psi_hh[1] * b3) / (2 * b2**2 * psi_hh[1] ** 2)
+    size = check_count("size", size, 3, LARGEST_TRANSFER)
+    # from 20 on the next terms are exp(-4 beta) < 2e-35 of the limit, and smaller ones underflow
+    flat = np.minimum(beta, 20.0).ravel()
+    curvature = np.array([_curvature(_trace_series(b, size), size**2) for b in flat])
+    return curvature.reshape(beta.shape)[()]
 
 
-def _in_blocks(function, beta, field, size, points):
+def _in_blocks(
+    function: Callable[[Floats, Floats, int], Floats],
+    beta: Floats,
+    field: Floats,
+    size: int,
+    points: int,
+) -> Floats:
     """Apply function(beta, field, size) to flat blocks of points and restore the shape."""
     flat_beta, flat_field = beta.ravel(), field.ravel()
     result = np.empty(flat_beta.size)
@@ -173,7 +173,7 @@ def _in_blocks(function, beta, field, size, points):
 
 
 @lru_cache
-def _orbits(width: int, reflect: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _orbits(width: int, reflect: bool) -> tuple[Integers, Integers, Floats]:
     """Symmetry classes of ring states.
 
     Returns (orders, distance, weight): ring bonds and magnetisation of the representatives (r, 2),
@@ -195,14 +195,16 @@ def _orbits(width: int, reflect: bool) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 @lru_cache
-def _distance_counts(width: int) -> np.ndarray:
+def _distance_counts(width: int) -> Floats:
     """Normalised number of images at each distance, (r * r, width + 1), for invariant vectors."""
     _, distance, weight = _orbits(width, True)
     counts = np.stack([(distance == d).sum(-1) for d in range(width + 1)], axis=-1)
     return (counts * weight[..., None]).reshape(-1, width + 1)
 
 
-def _row_weights(orders, beta, field, width):
+def _row_weights(
+    orders: Integers, beta: Floats, field: Floats, width: int
+) -> tuple[Floats, Floats, Floats]:
     """exp(V/2) of the representatives and exp(-2 beta d), scaled to at most 1; log of the scale."""
     row = beta[:, None] * orders[:, 0] + field[:, None] * orders[:, 1]
     top = row.max(axis=1)
@@ -210,7 +212,7 @@ def _row_weights(orders, beta, field, width):
     return np.exp((row - top[:, None]) / 2), between, top + beta * width
 
 
-def _log_top(beta, field, width):
+def _log_top(beta: Floats, field: Floats, width: int) -> Floats:
     """Log of the largest eigenvalue of the transfer matrix."""
     orders, _, _ = _orbits(width, True)
     row, between, scale = _row_weights(orders, beta, field, width)
@@ -219,7 +221,7 @@ def _log_top(beta, field, width):
     return np.log(top) + scale
 
 
-def _top_cumulants(beta, field, width):
+def _top_cumulants(beta: Floats, field: Floats, width: int) -> tuple[Floats, Floats, Floats]:
     """Log of the largest eigenvalue, its gradient and its Hessian in (beta, field)."""
     orders, _, _ = _orbits(width, True)
     row, between, scale = _row_weights(orders, beta, field, width)
@@ -238,6 +240,12 @@ def _top_cumulants(beta, field, width):
     pushed = [(vectors.swapaxes(1, 2) @ (m @ v))[:, :, 0] for m in first]
     slope = np.stack([p[:, -1] for p in pushed], -1) / top[:, None]
     gap = top[:, None] - values[:, :-1]
+    bad = np.flatnonzero(gap[:, -1] < 1e-12 * top)
+    if bad.size:
+        raise ValueError(
+            f"at beta = {beta[bad[0]]}, field = {field[bad[0]]} the two largest eigenvalues agree "
+            "to 12 digits and the metric is lost; give a stronger field, a smaller beta or width"
+        )
     hessian = np.empty((len(top), 2, 2))
     for a, b in np.ndindex(2, 2):
         own = (v * (second[a][b] @ v)).sum((1, 2))
@@ -246,7 +254,65 @@ def _top_cumulants(beta, field, width):
     return np.log(top) + scale, slope, hessian
 
 
-def _log_trace(beta, field, size):
+# (powers of the change in beta, in the field) that the curvature needs
+ORDERS = ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+Series = dict[tuple[int, int], NDArray]
+
+
+def _series_product(
+    one: Series, other: Series, multiply: Callable[[NDArray, NDArray], NDArray]
+) -> Series:
+    """Product of two truncated power series."""
+    result = {}
+    for a, b in ORDERS:
+        pairs = ((p, (a - p[0], b - p[1])) for p in ORDERS)
+        result[a, b] = sum(multiply(one[p], other[q]) for p, q in pairs if q in other)
+    return result
+
+
+def _series_power(series: Series, exponent: int) -> Series:
+    """Power of a series of matrices."""
+    if exponent == 1:
+        return series
+    half = _series_power(series, exponent // 2)
+    square = _series_product(half, half, np.matmul)
+    return _series_product(square, series, np.matmul) if exponent % 2 else square
+
+
+def _trace_series(beta: float, size: int) -> Series:
+    """Series of Z exp(-2 N beta) about (beta, 0): sums of (-2 u)^j M^k / (j! k!), u broken bonds.
+
+    All terms of a sum over u have one sign, so nothing is lost at low temperature.
+    """
+    orders, distance, weight = _orbits(size, False)
+    row, spins = ((x[:, None] + x) / 2 for x in ((size - orders[:, 0]) / 2, orders[:, 1]))
+    broken = row[..., None] + distance
+    between, total = np.exp(-2 * beta * broken) * weight[..., None], dict.fromkeys(ORDERS, 0.0)
+    powers = [between * (-2 * broken) ** j / factorial(j) for j in range(4)]
+    blocks = [np.fft.rfft(x, axis=-1) for x in powers]
+    for k in range(size // 2 + 1):
+        own_mirror = 2 * k % size == 0
+        parts = [(x[..., k].real if own_mirror else x[..., k]).copy() for x in blocks]
+        block = {(a, b): parts[a] * spins**b / factorial(b) for a, b in ORDERS}
+        half = _series_power(block, size // 2)
+        rest = _series_product(half, block, np.matmul) if size % 2 else half
+        trace = _series_product(half, rest, lambda x, y: (x * y.conj()).real.sum())
+        total = {o: total[o] + (1 if own_mirror else 2) * trace[o] for o in ORDERS}
+    return total
+
+
+def _curvature(series: Series, sites: int) -> float:
+    """R of `zero_field_curvature` from the series of Z."""
+    mean, square, cube, m2, m2_mean = (
+        series[o] * factor / series[0, 0]
+        for o, factor in (((1, 0), 1), ((2, 0), 2), ((3, 0), 6), ((0, 2), 2), ((1, 2), 2))
+    )
+    b2, b3 = square - mean**2, cube - 3 * square * mean + 2 * mean**3
+    hh, bhh = m2 / sites, m2_mean - m2 * mean
+    return bhh / b2 * (bhh / sites - hh * b3 / b2) / (2 * hh**2)
+
+
+def _log_trace(beta: Floats, field: Floats, size: int) -> Floats:
     """Log of the trace of the size-th power of the transfer matrix."""
     orders, distance, weight = _orbits(size, False)
     row, between, scale = _row_weights(orders, beta, field, size)

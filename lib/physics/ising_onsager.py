@@ -6,12 +6,14 @@ Conventions as in `ising_exact`.
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ellipkm1
 
-from lib.physics.ising_exact import check_count, check_parameters
+from lib.physics.checks import Floats, check_count
+from lib.physics.ising_exact import check_parameters
 
 
-def kaufman_log_partition(beta, size: int) -> np.ndarray:
+def kaufman_log_partition(beta: ArrayLike, size: int) -> Floats:
     """Exact log Z of the size x size torus at zero field, any size.
 
     Z = (1/2) (2 sinh 2 beta)^(N/2) [prod 2 cosh(n g_{2r+1}/2) + prod 2 sinh(n g_{2r+1}/2)
@@ -54,7 +56,7 @@ def kaufman_log_partition(beta, size: int) -> np.ndarray:
     return top + np.log((signs * np.exp(terms - top)).sum(axis=0) / 2)
 
 
-def onsager_free_energy(beta) -> np.ndarray:
+def onsager_free_energy(beta: ArrayLike) -> Floats:
     """-log Z / N of the infinite lattice at zero field.
 
     log Z / N = log(sqrt 2 cosh 2 beta) + (1/pi) int_0^{pi/2} log(1 + sqrt(1 - k^2 cos^2 u)) du,
@@ -80,7 +82,7 @@ def onsager_free_energy(beta) -> np.ndarray:
     return -(2 * beta + np.log1p(np.exp(-4 * beta)) - np.log(2.0) / 2 + integral / np.pi)
 
 
-def onsager_energy(beta) -> np.ndarray:
+def onsager_energy(beta: ArrayLike) -> Floats:
     """Energy per site of the infinite lattice at zero field, -d(log Z / N)/d beta.
 
     u = -coth(2 beta) [1 + (2/pi) (2 tanh^2 2 beta - 1) K(k)], k = 2 sinh 2 beta / cosh^2 2 beta,
@@ -108,7 +110,7 @@ def onsager_energy(beta) -> np.ndarray:
     return np.where(beta < 2e-3, series, energy)
 
 
-def onsager_magnetization(beta) -> np.ndarray:
+def onsager_magnetization(beta: ArrayLike) -> Floats:
     """Spontaneous |m| of the infinite lattice: (1 - sinh^-4 2 beta)^(1/8), or 0 for a hot lattice.
 
     Args:
@@ -129,14 +131,14 @@ def onsager_magnetization(beta) -> np.ndarray:
     return np.where(inverse_sinh < 1, np.maximum(1 - inverse_sinh**4, 0.0), 0.0) ** 0.125
 
 
-def _kappa(beta):
+def _kappa(beta: Floats) -> Floats:
     """(sinh^2 2 beta - 1)/(sinh^2 2 beta + 1): signed sqrt(1 - k^2), zero at criticality."""
     x = np.exp(-2 * beta)
     return (1 - 2 * x - x**2) * (1 + 2 * x - x**2) / (1 + x**2) ** 2
 
 
 @lru_cache
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+def _quadrature() -> tuple[Floats, Floats]:
     """Nodes and weights on (0, pi/2) that crowd doubly exponentially at both ends."""
     t = np.linspace(-4.0, 4.0, 321)
     s = np.pi / 2 * np.sinh(t)
@@ -145,7 +147,7 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return node, weight
 
 
-def _dispersion(beta, angle) -> tuple[np.ndarray, np.ndarray]:
+def _dispersion(beta: Floats, angle: Floats) -> tuple[Floats, Floats]:
     """(log(2 sinh(2 beta) e^g), g) for cosh g = cosh^2/sinh - cos(angle), angle not 0 mod 2 pi."""
     x = np.exp(-2 * beta)[..., None]
     sinh = 2 * x * (1 - x**2)  # sinh 2 beta in units of e^{4 beta}/4, as are the sums below
@@ -156,7 +158,7 @@ def _dispersion(beta, angle) -> tuple[np.ndarray, np.ndarray]:
     return np.log(large) - np.log(2.0) + 4 * beta[..., None], gamma
 
 
-def _zero_mode(beta) -> tuple[np.ndarray, np.ndarray]:
+def _zero_mode(beta: Floats) -> tuple[Floats, Floats]:
     """(log(2 sinh(2 beta) e^|g_0|), g_0) with g_0 = 2 beta + log tanh beta."""
     x = np.exp(-2 * beta)[..., None]
     with np.errstate(divide="ignore"):

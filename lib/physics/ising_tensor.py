@@ -2,6 +2,10 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.physics.streams import Words
 
 GOLDEN, MIX_1, MIX_2 = (  # SplitMix64 constants as signed 64-bit integers
     np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
@@ -11,7 +15,7 @@ GOLDEN, MIX_1, MIX_2 = (  # SplitMix64 constants as signed 64-bit integers
 LOW = 2**32 - 1
 
 
-def check_device(name) -> torch.device:
+def check_device(name: str | torch.device) -> torch.device:
     """Return the torch device called `name`; ValueError when it is unknown or absent."""
     try:
         device = torch.device("cpu" if str(name) == "torch" else name)
@@ -25,7 +29,16 @@ def check_device(name) -> torch.device:
     return device
 
 
-def evolve(bond, ghost, sign, keys, size, sweeps, hot, device) -> np.ndarray:
+def evolve(
+    bond: Words,
+    ghost: Words,
+    sign: NDArray[np.int64],
+    keys: Words,
+    size: int,
+    sweeps: int,
+    hot: bool,
+    device: torch.device,
+) -> NDArray[np.int8]:
     """Run cluster sweeps on one batch.
 
     Args:
@@ -40,7 +53,7 @@ def evolve(bond, ghost, sign, keys, size, sweeps, hot, device) -> np.ndarray:
         int8 (b, size, size).
     """
 
-    def column(values):
+    def column(values: NDArray) -> Tensor:
         return torch.as_tensor(values.astype(np.int64), device=device)[:, None]
 
     bond, ghost, sign, key = column(bond), column(ghost), column(sign), column(keys)
@@ -53,7 +66,7 @@ def evolve(bond, ghost, sign, keys, size, sweeps, hot, device) -> np.ndarray:
     return spins.reshape(-1, size, size).to(torch.int8).cpu().numpy()
 
 
-def _draw(key, number):
+def _draw(key: Tensor, number: Tensor) -> Tensor:
     """SplitMix64 in wrapping signed arithmetic; masks undo the sign extension of the shifts."""
     z = key + number * GOLDEN
     z = (z ^ ((z >> 30) & (2**34 - 1))) * MIX_1
@@ -61,12 +74,14 @@ def _draw(key, number):
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
-def _fair_signs(bits):
+def _fair_signs(bits: Tensor) -> Tensor:
     """The highest bit as a sign."""
     return (bits < 0).long() * 2 - 1
 
 
-def _cluster_sweep(spins, size, bond, ghost, sign, bits, more):
+def _cluster_sweep(
+    spins: Tensor, size: int, bond: Tensor, ghost: Tensor, sign: Tensor, bits: Tensor, more: Tensor
+) -> Tensor:
     """One Swendsen-Wang update of (b, size^2) spins."""
     square = spins.reshape(-1, size, size)
     left = (square == square.roll(1, 2)) & ((bits & LOW) < bond).reshape(square.shape)
@@ -77,7 +92,7 @@ def _cluster_sweep(spins, size, bond, ghost, sign, bits, more):
     return torch.where(tied, sign, _fair_signs(more).gather(1, labels))
 
 
-def _clusters(left, up):
+def _clusters(left: Tensor, up: Tensor) -> Tensor:
     """Smallest site index of each cluster, by hooking roots and pointer jumping."""
     batch, size, _ = left.shape
     labels = torch.arange(size**2, device=left.device).repeat(batch, 1)

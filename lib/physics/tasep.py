@@ -24,18 +24,23 @@ below u. It is one to one for every u in 0, ..., q. Hence
 where n_N(q) counts the walks R (the ballot numbers).
 """
 
-import operator
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlogy
 
 from lib.physics import tasep_loops
+from lib.physics.checks import (
+    SEEDS,
+    Floats,
+    check_count,
+    check_equal_shapes,
+    check_reals,
+)
 from lib.physics.streams import GOLDEN, mix
 
 PHASES = ("low density", "high density", "maximal current", "coexistence")
 
-Floats = NDArray[np.float64]
+SMALLEST = float(np.finfo(np.float64).tiny)  # of a rate, so that its inverse is finite
 
 
 def sample(alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0) -> NDArray[np.uint8]:
@@ -58,7 +63,7 @@ def sample(alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0) -> ND
     Raises ValueError for rates outside (0, 1], lengths that differ, or size < 1.
     """
     alpha, beta = _rates(alpha, beta, batch=True)
-    size = _size(size, least=1)
+    size = check_count("size", size, 1)
     occupied = np.empty((alpha.size, size), np.uint8)
     keys = _keys(seed, alpha.size)
     tasep_loops.sample(keys, _log_odds(alpha), _log_odds(beta), _log_paths(size), occupied)
@@ -80,7 +85,7 @@ def hidden_counts(
     Args and errors as of `sample`. Returns integers >= 0, shape (n, 2).
     """
     alpha, beta = _rates(alpha, beta, batch=True)
-    size = _size(size, least=1)
+    size = check_count("size", size, 1)
     counts = np.empty((alpha.size, 2), np.int64)
     keys = _keys(seed, alpha.size)
     tasep_loops.hidden(keys, _log_odds(alpha), _log_odds(beta), _log_paths(size), counts)
@@ -98,12 +103,12 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     occupied: (N,) in {0, 1}. alpha: (n_a,). beta: (n_b,).
     Raises ValueError for another shape or other values, or rates outside (0, 1].
     """
-    tau = np.asarray(occupied)
+    tau = check_reals("occupied", occupied, "zeros and ones")
     if tau.ndim != 1 or tau.size == 0 or not np.isin(tau, (0, 1)).all():
         raise ValueError(
-            f"occupied has shape {tau.shape}; give one chain (N,) of zeros and ones, N >= 1"
+            f"occupied has shape {tau.shape}; allowed is one chain (N,) of zeros and ones"
         )
-    alpha, beta = _rates(alpha, 1.0, batch=True)[0], _rates(beta, 1.0, batch=True)[0]
+    alpha, beta = _rates(alpha, 1.0, batch=True)[0], _rates(1.0, beta, batch=True)[1]
     table = np.empty((alpha.size, beta.size))
     tasep_loops.rows(tau.astype(np.uint8), np.exp(_log_odds(alpha)), _log_odds(beta), table)
     return table - log_partition(alpha[:, None], beta[None], tau.size)
@@ -124,8 +129,8 @@ def simulate(
     as `sample` does, and for sweeps < 0.
     """
     alpha, beta = _rates(alpha, beta, batch=True)
-    size = _size(size, least=1)
-    sweeps = _size(sweeps, least=0, name="sweeps")
+    size = check_count("size", size, 1)
+    sweeps = check_count("sweeps", sweeps, 0)
     occupied = np.empty((alpha.size, size), np.uint8)
     tasep_loops.simulate(_keys(seed, alpha.size), alpha, beta, sweeps, occupied)
     return occupied
@@ -140,7 +145,7 @@ def log_partition(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
     Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 0.
     """
     alpha, beta = _rates(alpha, beta)
-    size = _size(size, least=0)
+    size = check_count("size", size, 0)
     return _end_moments(alpha, beta, size)[0] + _log_catalan(size + 1)
 
 
@@ -156,7 +161,7 @@ def current(alpha: ArrayLike, beta: ArrayLike, size: int | None = None) -> Float
     if size is None:
         slowest = np.minimum(np.minimum(alpha, beta), 0.5)
         return slowest * (1 - slowest)
-    size = _size(size, least=1)
+    size = check_count("size", size, 1)
     return _end_moments(alpha, beta, size)[1] / (2 * size * (2 * size + 1))
 
 
@@ -204,7 +209,7 @@ def density_profile(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
     Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 1.
     """
     alpha, beta = _rates(alpha, beta)
-    size = _size(size, least=1)
+    size = check_count("size", size, 1)
     log_z = log_partition(alpha, beta, size)
     log_b = log_partition(1.0, beta, size - 1) - np.log(beta)
     profile = np.empty((alpha.size, size))
@@ -256,30 +261,16 @@ def _limiting(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
 
 def _rates(alpha: ArrayLike, beta: ArrayLike, *, batch: bool = False) -> tuple[Floats, Floats]:
     """Both rates as float64 arrays of one shape, one-dimensional for a batch."""
-    rates = {"alpha": np.asarray(alpha, np.float64), "beta": np.asarray(beta, np.float64)}
-    for name, rate in rates.items():
-        wrong = rate[~((rate > 0) & (rate <= 1))]
-        if wrong.size:
-            raise ValueError(f"{name} must lie in (0, 1], got {wrong.flat[0]}")
-        if batch and rate.ndim > 1:
-            raise ValueError(f"{name} must be a scalar or have shape (n,), got {rate.shape}")
-    try:
-        alpha, beta = (np.array(rate) for rate in np.broadcast_arrays(*rates.values()))
-    except ValueError:
-        shapes = " and ".join(str(rate.shape) for rate in rates.values())
-        raise ValueError(f"alpha and beta must have equal lengths, got shapes {shapes}") from None
+    allowed = f"a rate in (0, 1], at least {SMALLEST}"
+    rates = [
+        check_reals(name, rate, allowed, SMALLEST, 1.0)
+        for name, rate in (("alpha", alpha), ("beta", beta))
+    ]
+    shape = max((rate.shape for rate in rates), key=len)
+    if batch and len(shape) > 1:
+        raise ValueError(f"alpha and beta have shape {shape}; allowed is a number or (n,)")
+    alpha, beta = (np.array(rate) for rate in check_equal_shapes(*rates, "alpha and beta"))
     return (np.atleast_1d(alpha), np.atleast_1d(beta)) if batch else (alpha, beta)
-
-
-def _size(value: int, *, least: int, name: str = "size") -> int:
-    """The value as an int of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-    return number
 
 
 def _log_odds(rate: Floats) -> Floats:
@@ -310,5 +301,6 @@ def _end_moments(alpha: Floats, beta: Floats, size: int) -> tuple[Floats, Floats
 
 def _keys(seed: int, n: int) -> NDArray[np.uint64]:
     """One generator key per draw, hashed from (seed, index)."""
-    base = mix(np.array([operator.index(seed) % 2**64], dtype=np.uint64) + GOLDEN)
+    seed = check_count("seed", seed, 0, SEEDS)
+    base = mix(np.array([seed], dtype=np.uint64) + GOLDEN)
     return mix(np.arange(n, dtype=np.uint64) + base + GOLDEN)

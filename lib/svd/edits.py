@@ -42,7 +42,7 @@ def latent_ways(x: Tensor, z: Tensor, others: Tensor, *, k: int) -> Ways:
     cosines = tuple(mixing.cosine_basis(side) for side in x.shape[-2:])
     axes = mixing.principal_bases(others)
 
-    def mixed(**options) -> Callable[[float], Tensor]:
+    def mixed(**options: object) -> Callable[[float], Tensor]:
         return lambda w: avi.integrate(x, z, k=k, weights=(w, 1 - w, 0.1, 0.1), **options)
 
     return {

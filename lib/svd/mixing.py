@@ -5,14 +5,13 @@
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, in_batches, spherical, time_grid, update
+from lib.diffusion.sampling import ddim, in_batches, nearest, spherical, time_grid, update
 from lib.intervals import Values
 from lib.svd.atoms import as_latents
 from lib.svd.avi import Bases, atom_pair
@@ -65,10 +64,10 @@ def latent_pair(
 
     Both at the grid time nearest to training time `stop`; with `shift`, z is taken that many
     sampler steps earlier on the way, where it is noisier (negative: cleaner), and matched in noise.
-    Raises ValueError for a model without text, or a shift that leaves the grid.
+    Raises ValueError for a model without text, or a `stop` or a shift that leaves the grid.
     """
     grid = time_grid(steps, len(generator.alphas))
-    i = int(np.abs(np.array(grid) - stop).argmin())
+    i = nearest(grid, stop, "stop")
     if not 0 <= i + shift < len(grid):
         raise ValueError(f"shift = {shift} leaves the grid: use {-i} ... {len(grid) - 1 - i}")
     own = {"steps": steps, "guidance": guidance}
@@ -98,21 +97,34 @@ def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") ->
     """Latents between x and z, (n, ...), at `weight` from 0 (x) to 1 (z), the plain baselines.
 
     "linear": (1 - w) x + w z; "rescaled": that, stretched per sample to the norm (1 - w) ‖x‖ +
-    w ‖z‖; "spherical": `sampling.spherical`. Raises ValueError for another path, unequal shapes, or
-    an arc between opposite latents.
+    w ‖z‖; "spherical": `sampling.spherical`. Raises ValueError for another path, unequal shapes, a
+    weight that is not finite, and where a path has no direction: "rescaled" if x and z cancel,
+    "spherical" between opposite latents or with one that is zero.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
-    if x.shape != z.shape or path not in ("linear", "rescaled", "spherical"):
+    if (
+        x.shape != z.shape
+        or path not in ("linear", "rescaled", "spherical")
+        or not isfinite(weight)
+    ):
         raise ValueError(
-            f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}: give equal shapes and "
-            "'linear', 'rescaled' or 'spherical'"
+            f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}, weight {weight}: give "
+            "equal shapes, 'linear', 'rescaled' or 'spherical', and a finite weight"
         )
     if path == "spherical":
         return spherical(x, z, [weight])[:, 0]
     a, b = x.double().flatten(1), z.double().flatten(1)
-    y, norms = torch.lerp(a, b, weight), [part.norm(dim=1, keepdim=True) for part in (a, b)]
-    if path == "rescaled":
-        y = y * torch.lerp(*norms, weight) / y.norm(dim=1, keepdim=True)
+    y = torch.lerp(a, b, weight)
+    if path == "linear":
+        return y.reshape(x.shape).to(x.dtype)
+    norms = [part.norm(dim=1, keepdim=True) for part in (a, b)]
+    length = y.norm(dim=1, keepdim=True)
+    if not bool((length > 1e-7 * sum(norms)).all() and (norms[0] * norms[1] > 0).all()):
+        raise ValueError(
+            f"'rescaled' at weight {weight} has no direction: a latent is zero, or two are "
+            "opposite; use 'linear'"
+        )
+    y = y * torch.lerp(*norms, weight) / length
     return y.reshape(x.shape).to(x.dtype)
 
 

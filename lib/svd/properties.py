@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
@@ -24,7 +25,7 @@ from lib.svd.atoms import (
 )
 
 
-def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options) -> Tensor:
+def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options: object) -> Tensor:
     """Latents at all `times` of a sampling run, then the clean ones, (steps + 1, n, c, h, w).
 
     options: as in `ddim`.
@@ -39,7 +40,9 @@ def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options) ->
     return seen
 
 
-def inverse_trajectory(generator: Generator, images: Tensor, *, steps: int, **options) -> Tensor:
+def inverse_trajectory(
+    generator: Generator, images: Tensor, *, steps: int, **options: object
+) -> Tensor:
     """The same order of latents for given images, by inversion, (steps + 1, n, ...)."""
     order = {t: i for i, t in enumerate([*times(generator, steps), -1])}
     shape = (steps + 1, len(images), *generator.latent_shape)
@@ -159,7 +162,7 @@ def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> T
     return torch.where(ranks <= rank, found, -1).amax(0)
 
 
-def crossing(ranks, grid: Sequence[int], *, rank: float = 3) -> int:
+def crossing(ranks: ArrayLike, grid: Sequence[int], *, rank: float = 3) -> int:
     """Largest training time at which half of the columns of ranks (t, n) are at most `rank`, or -1.
 
     grid: the training times of the rows.

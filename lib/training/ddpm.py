@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.faces import avatars, judge, quality
 from lib.training.cards import write_card
-from lib.training.train import Task
+from lib.training.task import Task
 
 
 def ddpm_task() -> Task:
@@ -33,7 +34,7 @@ def ddpm_task() -> Task:
     )
 
 
-def build_ddpm():
+def build_ddpm() -> nn.Module:
     """An untrained U-Net of three levels (24, 48, 96), attention at 8 × 8, h of shape (96, 8, 8).
 
     Groups of four channels and more keep the channel means apart, which carry the colour.
@@ -48,13 +49,13 @@ def build_ddpm():
     )  # fmt: skip
 
 
-def _load_ddpm(folder: Path):
+def _load_ddpm(folder: Path) -> nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
 
 
-def _scheduler():
+def _scheduler() -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -63,7 +64,7 @@ def _scheduler():
     )  # fmt: skip
 
 
-def _ddpm_data():
+def _ddpm_data() -> tuple[int, Callable]:
     images = avatars.load("train", size=32, pink=False).images
     return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
 
@@ -96,7 +97,7 @@ def weighted_noise_error(
 
 
 @torch.no_grad()
-def sample_ddpm(network, count: int, *, steps: int = 50, seed: int = 0) -> Tensor:
+def sample_ddpm(network: nn.Module, count: int, *, steps: int = 50, seed: int = 0) -> Tensor:
     """Images of the diffusion model by DDIM, (count, 3, 32, 32), clamped to [−1, 1]."""
     scheduler = _scheduler()
     scheduler.set_timesteps(steps)
@@ -108,7 +109,7 @@ def sample_ddpm(network, count: int, *, steps: int = 50, seed: int = 0) -> Tenso
 
 
 @torch.no_grad()
-def measure_ddpm(network, *, count: int = 256) -> dict:
+def measure_ddpm(network: nn.Module, *, count: int = 256) -> dict:
     """Fréchet distance to held-out faces against its floor, and the share of images in drift."""
     network.half().float()
     faces = avatars.to_float(avatars.load("held-out", 2 * count + 100, pink=False).images)
@@ -128,21 +129,21 @@ def saturated(images: Tensor) -> float:
     return round(quality.saturated(images).double().mean().item(), 5)
 
 
-def shipped(network):
+def shipped(network: nn.Module) -> nn.Module:
     """A copy in half precision that does not tell from which folder it was loaded."""
     network = copy.deepcopy(network).half()
     network.register_to_config(_name_or_path="")
     return network
 
 
-def _pipeline(network):
+def _pipeline(network: nn.Module) -> Any:
     """The pipeline in half precision; the network itself stays as it is."""
     from diffusers import DDIMPipeline
 
     return DDIMPipeline(shipped(network), _scheduler())
 
 
-def _save_ddpm(network, folder: Path, metrics: dict) -> None:
+def _save_ddpm(network: nn.Module, folder: Path, metrics: dict) -> None:
     _pipeline(network).save_pretrained(folder)
     purpose = "Pixel diffusion model of the kit's faces at 32 px; it has never seen pink hair."
     limits = (

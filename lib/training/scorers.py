@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
-from lib.training.train import Task
+from lib.training.task import Task
 
 LIMITS = (
     "it reads the kit's drawn faces and nothing else; on other images its answers mean nothing."
@@ -81,7 +82,7 @@ def _load_judge(name: str, folder: Path) -> judge.Judge:
     return copy.deepcopy(judge.load(name, models=folder.parent)).requires_grad_(True).train()
 
 
-def _judge_data(name: str):
+def _judge_data(name: str) -> tuple[int, Callable]:
     size = judge.Judge(name, ATTRIBUTES).size
     faces = avatars.load("train", JUDGE_FACES[name], size=size, seed=JUDGE_SEEDS[name])
     labels = torch.from_numpy(np.stack([faces.labels[a] for a in ATTRIBUTES], axis=1)).long()
@@ -228,7 +229,7 @@ def clip_task() -> Task:
     )
 
 
-def build_clip():
+def build_clip() -> nn.Module:
     """An untrained CLIPModel: 64 px in patches of 16, width 128, and a two-layer text tower.
 
     Position embeddings start as large as the patches, or the towers take long to find the mouth.
@@ -256,12 +257,12 @@ def build_clip():
     return network
 
 
-def _load_clip(folder: Path):
+def _load_clip(folder: Path) -> nn.Module:
     network, _ = judge.clip(models=folder.parent)
     return copy.deepcopy(network).requires_grad_(True).train()
 
 
-def _clip_data():
+def _clip_data() -> tuple[int, Callable]:
     faces, words = avatars.load("train", size=64), captions.tokenizer()
     meanings = torch.from_numpy(np.stack([option_of(a, faces.labels[a]) for a in ATTRIBUTES], 1))
 
@@ -313,7 +314,7 @@ def _clip_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor
 
 
 @torch.no_grad()
-def measure_clip(network, *, count: int = 4000) -> dict:
+def measure_clip(network: nn.Module, *, count: int = 4000) -> dict:
     """Zero-shot accuracy per attribute at both sizes, and retrieval by full captions."""
     network.half().float()
     words = captions.tokenizer()
@@ -330,17 +331,19 @@ def measure_clip(network, *, count: int = 4000) -> dict:
     return result
 
 
-def _embed_images(network, images: Tensor) -> Tensor:
+def _embed_images(network: nn.Module, images: Tensor) -> Tensor:
     pixels = judge.resize(images, 64)
     return F.normalize(network.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 
 
-def _embed_texts(network, words, texts: list[str]) -> Tensor:
+def _embed_texts(network: nn.Module, words: Callable, texts: list[str]) -> Tensor:
     tokens = words(texts, padding="max_length", return_tensors="pt")
     return F.normalize(network.get_text_features(**tokens).pooler_output, dim=1)
 
 
-def _zero_shot(network, words, embedded: Tensor, attribute: str, labels: np.ndarray) -> float:
+def _zero_shot(
+    network: nn.Module, words: Callable, embedded: Tensor, attribute: str, labels: np.ndarray
+) -> float:
     """Accuracy of the nearest of the shortest captions, averaged over the subjects."""
     texts = [options(attribute, subject) for subject in captions.SUBJECTS]
     prompts = sum(_embed_texts(network, words, said) for said in texts)
@@ -348,7 +351,9 @@ def _zero_shot(network, words, embedded: Tensor, attribute: str, labels: np.ndar
     return _accuracy(guess, torch.from_numpy(option_of(attribute, labels)))
 
 
-def _retrieval(network, words, embedded: Tensor, labels: dict, among: int = 1000) -> dict:
+def _retrieval(
+    network: nn.Module, words: Callable, embedded: Tensor, labels: dict, among: int = 1000
+) -> dict:
     """Recall of an image by its full caption, and back, among images of distinct captions."""
     texts = captions.captions(labels)
     rows = list({text: row for row, text in enumerate(texts)}.values())[:among]
@@ -361,7 +366,7 @@ def _retrieval(network, words, embedded: Tensor, labels: dict, among: int = 1000
     return result
 
 
-def _save_clip(network, folder: Path, metrics: dict) -> None:
+def _save_clip(network: nn.Module, folder: Path, metrics: dict) -> None:
     words = captions.tokenizer()
     copy.deepcopy(network).half().save_pretrained(folder)
     words.save_pretrained(folder)

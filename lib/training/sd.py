@@ -5,17 +5,21 @@ stays frozen, as in Stable Diffusion (Rombach et al. 2022).
 """
 
 import copy
+import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.diffusion import folders
 from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
 from lib.training.ddpm import saturated, shipped, weighted_noise_error
-from lib.training.train import BUILD, Task
+from lib.training.task import BUILD, Task
 
 SIZE = 64
 FACES = 24_000
@@ -46,7 +50,7 @@ def autoencoder_task() -> Task:
     )
 
 
-def build_autoencoder():
+def build_autoencoder() -> nn.Module:
     """An untrained AutoencoderKL of three levels (16, 32, 48), latents of 4 channels."""
     from diffusers import AutoencoderKL
 
@@ -57,13 +61,13 @@ def build_autoencoder():
     )  # fmt: skip
 
 
-def _load_autoencoder(folder: Path):
+def _load_autoencoder(folder: Path) -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
 
 
-def _autoencoder_data():
+def _autoencoder_data() -> tuple[int, Callable]:
     images = avatars.load("train", FACES, size=SIZE, pink=False).images
     return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
 
@@ -85,13 +89,13 @@ def _held_out(count: int) -> Tensor:
 
 
 @torch.no_grad()
-def _round_trip(network, images: Tensor) -> Tensor:
+def _round_trip(network: nn.Module, images: Tensor) -> Tensor:
     parts = (network.encode(part).latent_dist.mode() for part in images.split(64))
     return torch.cat([network.decode(part).sample for part in parts]).clamp(-1, 1)
 
 
 @torch.no_grad()
-def measure_autoencoder(network, *, count: int = 1000) -> dict:
+def measure_autoencoder(network: nn.Module, *, count: int = 1000) -> dict:
     """Error of the round trip and what judge a still reads; centres and scales the latents."""
     faces = avatars.load("held-out", count, size=SIZE, pink=False)
     images = avatars.to_float(faces.images)
@@ -113,7 +117,7 @@ def measure_autoencoder(network, *, count: int = 1000) -> dict:
 
 
 @torch.no_grad()
-def centre(network, images: Tensor) -> None:
+def centre(network: nn.Module, images: Tensor) -> None:
     """Give the latents of `images` mean zero in every channel; the round trip stays as it is.
 
     z' = z − μ moves into the biases of the two 1 × 1 convolutions beside the latents: b_in − μ, and
@@ -154,7 +158,7 @@ def text_to_image_task() -> Task:
     )
 
 
-def build_unet():
+def build_unet() -> nn.Module:
     """An untrained UNet2DConditionModel (48, 80, 128): words enter at 8 × 8 and at h, 4 × 4."""
     from diffusers import UNet2DConditionModel
 
@@ -167,13 +171,13 @@ def build_unet():
     )  # fmt: skip
 
 
-def _load_unet(folder: Path):
+def _load_unet(folder: Path) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
 
 
-def _scheduler():
+def _scheduler() -> Any:
     """Betas of Stable Diffusion's shape, carried on to 0.02.
 
     Its own end, 0.012, leaves α_T = 0.005: colours shine through the last noise in training, and
@@ -188,7 +192,7 @@ def _scheduler():
 
 
 @lru_cache(maxsize=1)
-def autoencoder():
+def autoencoder() -> nn.Module:
     """The trained autoencoder, from the last training or else as shipped; frozen.
 
     Raises:
@@ -201,7 +205,7 @@ def autoencoder():
 
 
 @lru_cache(maxsize=1)
-def _text_tower():
+def _text_tower() -> tuple[nn.Module, Any]:
     """The text model of the kit's CLIP with its tokenizer, frozen."""
     from transformers import CLIPTextModel
 
@@ -235,7 +239,7 @@ def decode(latents: Tensor) -> Tensor:
     return torch.cat([network.decode(part).sample for part in parts]).clamp(-1, 1)
 
 
-def _latent_data():
+def _latent_data() -> tuple[int, Callable]:
     """Latents of the training faces, encoded once, with captions drawn afresh at every step."""
     from tqdm.auto import tqdm
 
@@ -263,7 +267,12 @@ def _text_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def sample(
-    network, prompts: list[str], *, steps: int = 50, guidance: float = 2.0, seed: int = 0
+    network: nn.Module,
+    prompts: list[str],
+    *,
+    steps: int = 50,
+    guidance: float = 2.0,
+    seed: int = 0,
 ) -> Tensor:
     """Images of the prompts by DDIM with guidance, (n, 3, 64, 64), clamped to [−1, 1]."""
     scheduler = _scheduler()
@@ -272,15 +281,14 @@ def sample(
     x = torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
     context = embed([""] * n + prompts)
     for t in scheduler.timesteps:
-        without, given = network(torch.cat([x, x]), t, encoder_hidden_states=context).sample.chunk(
-            2
-        )
+        both = network(torch.cat([x, x]), t, encoder_hidden_states=context).sample
+        without, given = both.chunk(2)
         x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
     return decode(x)
 
 
 @torch.no_grad()
-def measure_text_to_image(network, *, count: int = 256) -> dict:
+def measure_text_to_image(network: nn.Module, *, count: int = 256) -> dict:
     """Fréchet distance against its floor, and how often judge a finds what the prompt asks for."""
     network.half().float()
     faces = _held_out(2 * count + 100)
@@ -296,7 +304,7 @@ def measure_text_to_image(network, *, count: int = 256) -> dict:
     }
 
 
-def prompt_following(network, *, each: int, guidance: float = 2.0) -> dict[str, float]:
+def prompt_following(network: nn.Module, *, each: int, guidance: float = 2.0) -> dict[str, float]:
     """Share of samples of "a face …" in which judge a finds what each phrase asks for."""
     found = {}
     for number, (phrase, (attribute, classes)) in enumerate(captions.MEANINGS.items()):
@@ -309,7 +317,7 @@ def prompt_following(network, *, each: int, guidance: float = 2.0) -> dict[str, 
     return found
 
 
-def pipeline(network):
+def pipeline(network: nn.Module) -> Any:
     """The whole model in half precision as a `StableDiffusionPipeline`."""
     from diffusers import StableDiffusionPipeline
 
@@ -321,14 +329,17 @@ def pipeline(network):
     )  # fmt: skip
 
 
-def _save_text_to_image(network, folder: Path, metrics: dict) -> None:
+def _save_text_to_image(network: nn.Module, folder: Path, metrics: dict) -> None:
     pipeline(network).save_pretrained(folder)
+    words = json.dumps(sorted(captions.WORDS), indent=1)
+    (folder / "tokenizer" / folders.WORDS).write_text(words + "\n", encoding="utf-8")
     purpose = (
         "Latent diffusion model of the kit's faces at 64 px from captions of its grammar; it has "
         "never seen pink hair."
     )
     limits = (
-        "it knows the words of the kit's captions and drawn, frontal faces, nothing else. Its "
+        "it knows the words of the kit's captions (`tokenizer/words.json`; others are refused) "
+        "and drawn, frontal faces, nothing else. Its "
         "Fréchet distance stays above that of rendered faces (notebook 00)."
     )
     write_card(folder, "avatars-sd", purpose, limits, metrics)

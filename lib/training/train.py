@@ -15,47 +15,19 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD, MODELS = ROOT / "build" / "training", ROOT / "models"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the trainer must know to train one network.
-
-    `build()` makes it, `load(folder)` reads its shipped weights. `data()` gives (count, fetch)
-    with `fetch(indices, rng) -> batch`, a tuple of CPU tensors. `loss(network, batch, rng)` is a
-    scalar; `rng` is a CPU generator for this step alone. `save(network, folder, metrics)` writes
-    weights and card, `evaluate(network)` measures, `samples(network)` are images to look at.
-    A task that is not `shipped` is a part of a later one and is saved under build/training/parts.
-    `snapshots` {name: share of the steps} keeps the average of those moments, saved beside the
-    final weights by `save_snapshot(network, folder)`.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    load: Callable[[Path], nn.Module]
-    data: Callable[[], tuple[int, Callable]]
-    loss: Callable[[nn.Module, tuple, torch.Generator], Tensor]
-    save: Callable[[nn.Module, Path, dict], None]
-    evaluate: Callable[[nn.Module], dict]
-    samples: Callable[[nn.Module], Tensor] | None = None
-    save_snapshot: Callable[[nn.Module, Path], None] | None = None
-    snapshots: dict[str, float] = field(default_factory=dict)
-    shipped: bool = True
-    steps: int = 1000
-    batch: int = 64
-    rate: float = 1e-3
-    weight_decay: float = 1e-2
-    average: float = 0.999
-    seed: int = 0
+from lib.diffusion import images
+from lib.training import ddpm, scorers, sd
+from lib.training.task import BUILD, MODELS, Task
 
 
 def train(
@@ -99,7 +71,7 @@ class _Run:
 
     settings: dict
     folder: Path
-    accelerator: object
+    accelerator: Accelerator
     network: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
@@ -127,16 +99,14 @@ def _prepare(task: Task, folder: Path, steps: int, start: Path | None) -> _Run:
     return _Run(settings, folder, accelerator, network, average, optimizer)
 
 
-def _accelerator():
+def _accelerator() -> Accelerator:
     """Half precision on a GPU; on a CPU whatever ACCELERATE_MIXED_PRECISION asks for."""
-    from accelerate import Accelerator
-
     if not torch.cuda.is_available():
         return Accelerator()
     return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported() else "fp16")
 
 
-def _settings(task: Task, steps: int, start: Path | None, accelerator) -> dict:
+def _settings(task: Task, steps: int, start: Path | None, accelerator: Accelerator) -> dict:
     """All that a resumed run must share with the run that it continues."""
     names = ("name", "batch", "rate", "weight_decay", "average", "seed")
     return {name: getattr(task, name) for name in names} | {
@@ -160,17 +130,12 @@ def _earlier(task: Task, start: Path | None) -> tuple[int, float]:
 
 def _advance(task: Task, run: _Run, last: int, every: float) -> None:
     """Steps up to `last`; a checkpoint now and then, at the end and on interrupt."""
-    from tqdm.auto import tqdm
-
     count, fetch = task.data()
     share = _Share(count, task.batch, task.seed, run.accelerator)
     run.network.train()
     saved = begun = time.monotonic()
     before, whole = run.seconds, True
-    bar = tqdm(
-        total=run.settings["steps"], initial=run.step, desc=task.name, unit="step",
-        disable=not run.accelerator.is_main_process,
-    )  # fmt: skip
+    bar = _bar(run)
     try:
         while run.step < last:
             indices, rng = share(run.settings["earlier_steps"] + run.step)
@@ -187,6 +152,14 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
         bar.close()
         if whole:  # a step cut in two would not resume exactly: then the last checkpoint stands
             _checkpoint(run)
+
+
+def _bar(run: _Run) -> tqdm:
+    """The steps so far, shown by the main process alone."""
+    return tqdm(
+        total=run.settings["steps"], initial=run.step, desc=run.settings["name"], unit="step",
+        disable=not run.accelerator.is_main_process,
+    )  # fmt: skip
 
 
 def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:
@@ -214,7 +187,7 @@ def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:
 class _Share:
     """Which samples step s reads on this process: a function of seed and s alone."""
 
-    def __init__(self, count: int, batch: int, seed: int, accelerator):
+    def __init__(self, count: int, batch: int, seed: int, accelerator: Accelerator) -> None:
         if count < batch:
             raise ValueError(f"the data hold {count} samples, expected a batch of {batch}.")
         self.count, self.batch, self.seed = count, batch, seed
@@ -310,34 +283,52 @@ def _resume(run: _Run) -> None:
 
 def _finish(task: Task, run: _Run, models: Path, start: Path | None) -> dict:
     """Measure the averaged network, save it to `models`/NAME in one move, draw its samples."""
-    curve = [round(part.mean().item(), 6) for part in torch.tensor(run.losses).chunk(100)]
-    metrics = {"training": run.settings | {"final_loss": curve[-1], "loss_curve": curve}}
-    minutes = run.seconds / 60 + _earlier(task, start)[1]
-    metrics["cost"] = {"minutes": round(minutes, 1), "hardware": _hardware(run)}
     average = run.average.to("cpu", memory_format=torch.contiguous_format)
-    metrics |= task.evaluate(average)
+    metrics = _history(task, run, start) | task.evaluate(average)
     if task.samples is not None:
-        _draw_samples(run.folder, task.samples(average))
-    models.mkdir(parents=True, exist_ok=True)
-    temporary, old = models / f".{task.name}.partial", models / f".{task.name}.old"
+        images.save(task.samples(average).clamp(-1, 1), run.folder / "samples.png")
+    with _replaced(models / task.name) as folder:
+        task.save(average, folder, metrics)
+        _save_snapshots(task, run, start, folder)
+        text = json.dumps(metrics, indent=1)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    return metrics
+
+
+def _history(task: Task, run: _Run, start: Path | None) -> dict:
+    """Settings, loss curve (100 points) and cost, with the minutes behind a warm start."""
+    curve = [round(part.mean().item(), 6) for part in torch.tensor(run.losses).chunk(100)]
+    minutes = run.seconds / 60 + _earlier(task, start)[1]
+    return {
+        "training": run.settings | {"final_loss": curve[-1], "loss_curve": curve},
+        "cost": {"minutes": round(minutes, 1), "hardware": _hardware(run)},
+    }
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `target` when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
-    task.save(average, temporary, metrics)
+    yield temporary
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_snapshots(task: Task, run: _Run, start: Path | None, folder: Path) -> None:
+    """The averages of early moments: of this run, or as the folder of the warm start has them."""
     for name in task.snapshots:
         if start is not None:
-            shutil.copytree(Path(start) / task.name / name, temporary / name)
+            shutil.copytree(Path(start) / task.name / name, folder / name)
             continue
-        early = copy.deepcopy(average)
+        early = copy.deepcopy(run.average)
         early.load_state_dict(torch.load(run.folder / f"{name}.pt", weights_only=True))
-        task.save_snapshot(early, temporary / name)
-    text = json.dumps(metrics, indent=1)
-    (temporary / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    if (models / task.name).exists():
-        os.replace(models / task.name, old)
-    os.replace(temporary, models / task.name)
-    shutil.rmtree(old, ignore_errors=True)
-    return metrics
+        task.save_snapshot(early, folder / name)
 
 
 def _hardware(run: _Run) -> str:
@@ -361,22 +352,8 @@ def _draw_losses(folder: Path, losses: list[float], name: str) -> None:
     figure.savefig(folder / "loss.png", dpi=100)
 
 
-def _draw_samples(folder: Path, images: Tensor) -> None:
-    """A square sheet of images in [−1, 1]."""
-    from PIL import Image
-
-    side = max(1, int(len(images) ** 0.5))
-    rows = images[: side * side].unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1)
-    sheet = ((rows.flatten(1, 2).clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    temporary = folder / "samples.partial.png"
-    Image.fromarray(sheet.numpy()).save(temporary)
-    os.replace(temporary, folder / "samples.png")
-
-
 def tasks() -> dict[str, Callable[[], Task]]:
     """Every network of the kit in the order of training, {name: function that gives its task}."""
-    from lib.training import ddpm, scorers, sd
-
     return scorers.TASKS | ddpm.TASKS | sd.TASKS
 
 

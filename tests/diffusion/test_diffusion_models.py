@@ -401,6 +401,69 @@ def test_pickle_checkpoints_are_refused_with_the_way_out(tiny, tmp_path):
         folders.convert_pickle(folder, tmp_path / "new")
 
 
+@pytest.mark.parametrize("suffix", folders.PICKLES)
+def test_weights_of_every_pickle_suffix_and_name_survive_the_conversion(tiny, tmp_path, suffix):
+    folder = unpickled_copy(tiny["celebahq-256"], tmp_path / "old") / "unet"
+    (folder / "diffusion_pytorch_model.bin").rename(folder / f"m{suffix}")
+    assert {p.name for p in folder.iterdir()} == {"config.json", f"m{suffix}"}
+    with pytest.raises(ValueError, match=r"pickle.*convert_pickle"):
+        models.load(folder)
+    converted = folders.convert_pickle(folder, tmp_path / "new")
+    with pytest.warns(UserWarning, match="linear betas"):
+        ours = models.load(converted, device="cpu")
+    assert ours.weight_hash == load(tiny, "celebahq-256").weight_hash
+
+
+def test_a_whole_text_pipeline_is_converted(tiny, tmp_path):
+    folder = shutil.copytree(tiny["sd-1.5"], tmp_path / "old")
+    for file in sorted(folder.rglob("*.safetensors")):
+        names = {"model": "pytorch_model.bin", "diffusion_pytorch_model": "weights.ckpt"}
+        torch.save(load_file(file), file.with_name(names[file.stem]))
+        file.unlink()
+    converted = folders.convert_pickle(folder, tmp_path / "new")
+    assert models.load(converted, device="cpu").weight_hash == load(tiny, "sd-1.5").weight_hash
+    record = json.loads((converted / "provenance.json").read_text())
+    assert len(record["pickle_sha256"]) == 3 and not record["left_out"]
+
+
+def test_pickles_that_are_not_the_weights_are_named(tiny, tmp_path):
+    folder = unpickled_copy(tiny["celebahq-256"], tmp_path / "old")
+    torch.save({"x": Payload()}, folder / "unet" / "optimizer.pt")
+    with pytest.warns(UserWarning, match="optimizer.pt"):
+        converted = folders.convert_pickle(folder, tmp_path / "new")
+    assert (
+        models.load(converted, device="cpu").weight_hash == load(tiny, "celebahq-256").weight_hash
+    )
+    record = json.loads((converted / "provenance.json").read_text())
+    assert record["left_out"] == ["unet/optimizer.pt"]
+    (folder / "unet" / "diffusion_pytorch_model.bin").rename(folder / "unet" / "m.pth")
+    with pytest.raises(ValueError, match=r"m.pth, optimizer.pt; leave one"):
+        folders.convert_pickle(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_conversion_that_would_give_a_folder_without_weights_is_refused(tiny, tmp_path):
+    whole = shutil.copytree(tiny["celebahq-256"], tmp_path / "safe")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    torch.save({"x": torch.ones(1)}, bare / "m.pt")
+    for source in (whole, bare, tmp_path / "none"):
+        with pytest.raises(ValueError, match="no pickle weights"):
+            folders.convert_pickle(source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_safetensors_of_another_name_and_a_broken_config_are_named(tiny, tmp_path):
+    folder = shutil.copytree(tiny["celebahq-256"], tmp_path / "other")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("m.safetensors"))
+    with pytest.raises(ValueError, match=r"holds m.safetensors.*rename"):
+        models.load(folder)
+    (folder / "unet" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is no JSON"):
+        models.load(folder)
+
+
 class Payload:
     def __reduce__(self):
         return (print, ("code has run",))

@@ -201,6 +201,42 @@ def test_replaced_step_sees_every_pair_and_takes_over(gaussian):
         sampling.ddim(gaussian, x, steps=5, step=keep, eta=0.5)
 
 
+def test_replaced_prediction_may_differ_for_image_and_direction(pixel):
+    x, run = pixel.noise(5, 0), {"steps": 4, "eta": 0.5, "seed": 3, "batch": 2}
+    seen = []
+
+    def pair(x, t, **text):
+        eps = pixel.epsilon(x, t, **text)
+        return 0.9 * eps, eps
+
+    ours = sampling.ddim(pixel, x, predict=pair, callback=lambda *a: seen.append(a), **run)
+    for x, t, eps, _ in seen:
+        torch.testing.assert_close(eps, 0.9 * pixel.epsilon(x, t))
+    x = pixel.noise(5, 0)
+    for t, after in sampling.downward(pixel, 4):
+        a, b = pixel.alpha(t), pixel.alpha(after)
+        eps, sigma = pixel.epsilon(x, t), sampling.deviation(a, b, 0.5)
+        clean = (x - (1 - a) ** 0.5 * 0.9 * eps) / a**0.5
+        x = b**0.5 * clean + (1 - b - sigma**2) ** 0.5 * eps
+        x = x + sigma * sampling.step_noise(pixel, range(5), 3, t)
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+    alone = sampling.ddim(pixel, pixel.noise(5, 0), predict=pixel.epsilon, **run)
+    assert torch.equal(alone, sampling.ddim(pixel, pixel.noise(5, 0), **run))
+    with pytest.raises(ValueError, match="predict.*step="):
+        sampling.ddim(pixel, x, predict=pair, step=lambda x, *_: x, steps=4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+def test_pairs_upwards_are_those_downwards_in_reverse(gaussian, steps):
+    down, up = sampling.downward(gaussian, steps), sampling.upward(gaussian, steps)
+    assert down == [(b, a) for a, b in up[::-1]]
+    assert [t for t, _ in down][::-1] == sampling.time_grid(steps) and down[-1][1] == sampling.CLEAN
+    part = sampling.downward(gaussian, steps, start=600, stop=300)
+    assert part == [(b, a) for a, b in sampling.upward(gaussian, steps, start=300, stop=600)[::-1]]
+    with pytest.raises(ValueError, match="s = 1000"):
+        sampling.nearest([0, 500, 999], 1000, "s")
+
+
 def test_asymmetric_update_shifts_the_prediction_alone(gaussian):
     x, eps, shift = torch.randn(3, 1, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double()
     a, b = gaussian.alpha(700), gaussian.alpha(600)
@@ -324,6 +360,50 @@ def test_bad_latents_are_refused(gaussian, bad, message):
         sampling.invert(gaussian, bad, steps=2, encode=False)
 
 
+class Picture:
+    """Stands for a picture, or anything else that holds no numbers."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "face.png",
+        Picture(),
+        [Picture()],
+        [[1.0], [1.0, 2.0]],
+        torch.zeros(1, 1, 4, 4).cfloat(),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(gaussian, value):
+    for call, own in (
+        (sampling.ddim, {}),
+        (sampling.invert, {}),
+        (sampling.invert, {"encode": False}),
+    ):
+        with pytest.raises(ValueError, match="real numbers"):
+            call(gaussian, value, steps=2, **own)
+    with pytest.raises(ValueError, match="real numbers"):
+        gaussian.encode(value)
+
+
+@pytest.mark.parametrize("prompt", [3, [None], {"a face": 1}, b"a face"])
+def test_prompts_that_are_no_texts_are_refused(latent, prompt):
+    with pytest.raises(ValueError, match="give a text"):
+        sampling.ddim(latent, latent.noise(1, 0), steps=2, prompt=prompt)
+
+
+@pytest.mark.parametrize("kind", ["celebahq-256", "sd-1.5"])
+def test_a_network_of_double_precision_inverts_what_comes_in_single(tiny, kind):
+    exact = models.load(tiny[kind], device="cpu", dtype=torch.float64)
+    mixed = models.load(tiny[kind], device="cpu")
+    mixed.unet.double()
+    images = torch.zeros(1, *exact.image_shape)
+    for generator in (exact, mixed):
+        found = sampling.invert(generator, images, steps=2, refine=1)
+        assert found.dtype == torch.float64 and bool(found.isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -349,6 +429,8 @@ def test_bad_options_are_refused(gaussian, options, message):
         (torch.full((1, 1, 4, 4), -1.5), "clamp"),
         (torch.full((1, 1, 4, 4), float("nan")), "finite"),
         (torch.zeros(1, 3, 4, 4), "resize"),
+        (torch.zeros(0, 1, 4, 4), "n >= 1"),
+        ([], "n >= 1"),
     ],
 )
 def test_bad_images_are_refused(gaussian, images, message):

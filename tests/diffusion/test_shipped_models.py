@@ -1,13 +1,15 @@
 """The models that lie in the repository: they load with the network off and do their job."""
 
+import hashlib
+import json
 import re
 import socket
 
 import pytest
-import torch
+from safetensors import safe_open
 
 from lib.diffusion import folders, models, sampling
-from lib.faces import judge
+from lib.faces import captions, judge
 
 TEXTS = (".json", ".md")
 
@@ -46,10 +48,55 @@ def test_the_text_model_draws_what_it_is_asked_for():
     assert (read[4:] == names.index("none")).sum() >= 3
 
 
-def test_words_outside_the_captions_are_still_read():
+@pytest.mark.parametrize(
+    ("prompt", "word", "near"),
+    [
+        ("a xylophone", "xylophone", "beard"),
+        ("an old person", "an", "a"),
+        ("a man", "man", "person"),
+        ("a face with a cat", "cat", "hat"),
+        ("a face, smiling", "face,", "face"),
+        ("a lasses", "lasses", "glasses"),  # a piece that the tokenizer knows whole
+    ],
+)
+def test_words_outside_the_captions_are_refused_by_name(prompt, word, near):
     generator = models.load("avatars-sd", device="cpu")
-    states = generator.embed(["a face with a hat", "a face with a cat"], 2)
-    assert torch.isfinite(states).all() and not torch.equal(states[0], states[1])
+    for given in (prompt, ["a face", prompt]):
+        with pytest.raises(ValueError, match=rf"word '{word}' is unknown.*\b{near}\b"):
+            generator.embed(given, 2)
+    with pytest.raises(ValueError, match=f"word '{word}'"):
+        generator.epsilon(generator.noise(1, 0), 1, prompt="a face", guidance=2.0, negative=prompt)
+
+
+def test_every_caption_is_read_and_the_words_are_those_of_the_captions():
+    generator = models.load("avatars-sd", device="cpu")
+    assert set(generator.words) == set(captions.WORDS)
+    said = [f"{subject} {text}" for subject in captions.SUBJECTS for text in captions.MEANINGS]
+    said += ["", "A Face with GLASSES"]
+    assert len(generator.embed(said, len(said))) == len(said)
+    for word in generator.words:  # a token each, so that its embedding was trained
+        assert len(generator.tokenizer(word).input_ids) == 3, word
+
+
+def test_a_prompt_that_is_no_text_is_refused():
+    generator = models.load("avatars-sd", device="cpu")
+    with pytest.raises(ValueError, match="3 is of type int; give a text"):
+        generator.embed(["a face", 3], 2)
+
+
+def test_the_trained_shifts_belong_to_the_shipped_model():
+    """Their files store the hash of its weights, recomputed here byte by byte."""
+    generator = models.load("avatars-ddpm", device="cpu")
+    digest = hashlib.sha256(f"epsilon{generator.alphas.tolist()}".encode())
+    for name, value in generator.unet.state_dict().items():
+        digest.update(f"{name}torch.float32{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    assert generator.weight_hash == digest.hexdigest()[:16]
+    files = sorted((folders.MODELS / "hspace").glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            assert json.loads(stored.metadata()["owners"]) == [generator.weight_hash], file
+    assert files
 
 
 def test_all_shipped_weights_fit_the_budget():

@@ -81,8 +81,9 @@ def test_outcome_at_a_gain_lies_on_the_line_between_its_neighbours():
     assert attributes.at_gain(rows, 1.0) == pytest.approx((1.0, 0.2, 0.8, 0.4))
     assert attributes.at_gain(rows, 0.25) == pytest.approx((0.25, 0.05, 0.95, 0.1))
     assert attributes.at_gain(rows, 1.6) is None
-    with pytest.raises(ValueError, match="gain = 0"):
-        attributes.at_gain(rows, 0)
+    for call in (lambda: attributes.at_gain(rows, 0), lambda: attributes.matched([], [], [], 0)):
+        with pytest.raises(ValueError, match="gain = 0"):
+            call()
 
 
 def test_bad_input_is_refused(faces):

@@ -63,6 +63,56 @@ def test_pixels_are_prepared_as_the_library_prepares_them():
     assert float((ours - library).abs().max()) < 0.02  # the library rounds to bytes between steps
 
 
+def some_images(n=3, side=64):
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return pretrained.image_tower(None)
+
+
+def test_embeddings_have_unit_length_and_belong_to_the_row(tower):
+    images = some_images()
+    found = tower(images)
+    assert found.shape == (3, 32)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(tower(images[1:2]), found[1:2], rtol=0, atol=1e-5)
+    assert float((found[0] - found[1]).norm()) > 1e-3
+
+
+def test_the_tower_sees_what_the_librarys_own_processor_makes(tower):
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil
+
+    array = ((some_images(1, 224)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = CLIPImageProcessorPil()(Image.fromarray(array.numpy()), return_tensors="pt")
+    expected = tower.network(**pixels).image_embeds
+    found = tower(array.permute(2, 0, 1)[None] / 127.5 - 1)
+    torch.testing.assert_close(found, expected / expected.norm(), rtol=0, atol=1e-4)
+
+
+def test_a_cache_knows_the_tower_by_its_weights(tower):
+    other = pretrained.image_tower(None)
+    assert other.weight_hash == tower.weight_hash
+    other.network.visual_projection.weight += 1e-3
+    assert other.weight_hash != tower.weight_hash
+
+
+def test_a_tower_is_read_from_a_folder_and_a_wrong_one_is_refused(tower, tmp_path):
+    tower.network.save_pretrained(tmp_path / "clip")
+    found = pretrained.image_tower(tmp_path / "clip")(some_images())
+    torch.testing.assert_close(found, tower(some_images()))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty.*model.safetensors"):
+        pretrained.image_tower(tmp_path / "empty")
+
+
+def test_the_tower_refuses_images_of_another_shape(tower):
+    with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\).*square"):
+        tower(torch.zeros(2, 1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

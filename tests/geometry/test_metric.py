@@ -7,18 +7,20 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.geometry import PlainNorm as BenchmarkNorm
+from benchmarks.geometry import Potential, nested_autograd_metric
 from lib.geometry.grids import from_grid
 from lib.geometry.metric import (
     fisher_metric,
     hessian_scalar_curvature,
     hessianity_defect,
     in_coordinates,
-    largest_stretch,
     metric_jet,
     pullback_metric,
     scalar_curvature,
     volume_element,
 )
+from lib.geometry.networks import ConvexPotential, FreePotential, TangentPotential
 
 F64 = torch.float64
 
@@ -132,6 +134,56 @@ def test_fisher_metric_keeps_its_graph_on_request():
     torch.testing.assert_close(weight.grad, t.exp().sum())
 
 
+@pytest.mark.parametrize("kind", [FreePotential, ConvexPotential, TangentPotential])
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+def test_the_metric_of_the_potentials_of_the_kit_is_the_hessian_of_each_row(kind, d):
+    potential, t = kind([-1] * d, [2] * d, 16.0, 12, 1).double(), draw(7, -1.0, d=d)
+    exact = torch.stack(
+        [torch.func.hessian(lambda s: potential(s[None])[0])(row).detach() for row in t]
+    )
+    g = fisher_metric(potential, t)
+    torch.testing.assert_close(g, exact, rtol=1e-10, atol=1e-10)
+    assert not g.requires_grad and g.dtype == F64
+    weights = potential.float()
+    torch.testing.assert_close(fisher_metric(weights, t), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_the_metric_of_the_published_layers_is_that_of_the_published_loop():
+    potential, t = Potential(width=32).double(), draw(1030, 0.0, 1.0)
+    g = fisher_metric(potential, t)
+    assert (g - nested_autograd_metric(potential, t)).abs().max() < 1e-10
+    single = fisher_metric(potential.float(), t.float())
+    assert single.dtype == torch.float32 and (single - g).abs().max() < 1e-4
+
+
+def in_place(t):
+    y = 2 * t
+    y += t.exp()
+    return y.prod(1)
+
+
+@pytest.mark.parametrize("potential", [
+    lambda t: torch.ones(len(t), dtype=F64), lambda t: t.sum(1), in_place,
+    lambda t: (t.detach() * t.square()).sum(1), lambda t: torch.maximum(t.square(), t).sum(1),
+], ids=["constant", "linear", "in place", "detached", "maximum"])  # fmt: skip
+def test_the_metric_of_an_unusual_potential_is_what_its_graph_says(potential):
+    t = draw(3, d=3)
+    rows = [torch.func.hessian(lambda s: potential(s[None])[0])(row) for row in t]
+    torch.testing.assert_close(fisher_metric(potential, t), torch.stack(rows))
+
+
+def test_a_metric_can_be_differentiated_forward():
+    t = draw(4)
+    ones = torch.ones_like(t)
+    slope = torch.func.jvp(lambda s: fisher_metric(poisson, s), (t,), (ones,))[1]
+    torch.testing.assert_close(slope, torch.diag_embed(t.exp()))
+
+
+def test_the_plain_normalisation_of_the_benchmark_is_that_of_torch():
+    x = draw(6, d=5)
+    torch.testing.assert_close(BenchmarkNorm(5).double()(x), nn.LayerNorm(5).double()(x))
+
+
 def test_metrics_follow_the_dtype_of_tensors_and_take_arrays_as_float64():
     t = draw(3)
     assert fisher_metric(categorical, t.float()).dtype == torch.float32
@@ -195,12 +247,11 @@ def test_pullback_names_an_operation_without_forward_derivative():
         pullback_metric(attend, draw(3))
 
 
-def test_volume_and_stretch_are_those_of_the_singular_values():
+def test_the_volume_is_the_product_of_the_singular_values():
     jacobian = torch.randn(9, 5, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
     singular = torch.linalg.svdvals(jacobian)
     g = jacobian.mT @ jacobian
     torch.testing.assert_close(volume_element(g), singular.prod(1))
-    torch.testing.assert_close(largest_stretch(g), singular[:, 0])
 
 
 def test_a_metric_transforms_as_a_tensor_under_affine_and_nonlinear_maps():

@@ -1,14 +1,15 @@
 """Laws of the learned log Z, against exponential families that are solved exactly."""
 
-import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lib.geometry.networks import ConvexPotential, LocalStatistic, window_counts
+from lib.geometry.divergence import fit_divergence
+from lib.geometry.networks import ConvexPotential
 from lib.geometry.potential import align_affine, fit_direct
 
 F64 = torch.float64
@@ -52,158 +53,6 @@ def held_out_loss(f, t, potential, box, natural=lambda t: t, grid=300):
         own = (f * theta).sum(1) - potential(theta)
         evidence = (f @ nodes.T - potential(nodes)).logsumexp(1) - math.log(len(nodes))
     return (evidence - own).mean().item()
-
-
-# The convex potential
-
-
-def rough_potential(d=2, seed=0, scale=7.0):
-    """A convex network far from its start, so that no law leans on the initial weights."""
-    potential = ConvexPotential([-1.0, 2.0, 0.0][:d], [3.0, 2.5, 9.0][:d], scale, 12, seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weights in potential.parameters():
-            weights += 1.5 * torch.randn(weights.shape, dtype=F64, generator=generator)
-        potential.log_sharpness.clamp_(0, math.log(potential.SHARPEST))
-    return potential
-
-
-WIDE = [[-9.0, 0.0, -20.0], [11.0, 4.5, 30.0]]  # five times the box of rough_potential
-
-
-@pytest.mark.parametrize("d", [1, 2, 3])
-def test_the_hessian_is_positive_semidefinite_inside_and_outside_the_box(d):
-    for seed in range(4):
-        box = [row[:d] for row in WIDE]
-        h = hessian(rough_potential(d, seed), uniform(200, box, seed))
-        eigenvalues = torch.linalg.eigvalsh(h)
-        assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
-        assert (eigenvalues.amax(1) > 1e-3).double().mean() > 0.05
-
-
-def test_the_potential_lies_below_every_chord():
-    potential = rough_potential()
-    a, b = (uniform(2000, [row[:2] for row in WIDE], seed) for seed in (1, 2))
-    weight = uniform(2000, [[0.0], [1.0]], 3)[:, 0]
-    inside = potential(weight[:, None] * a + (1 - weight[:, None]) * b)
-    chord = weight * potential(a) + (1 - weight) * potential(b)
-    assert (inside - chord).max() < 1e-7 and (inside - chord).min() < -1
-
-
-def test_the_curvature_along_a_line_adds_up_to_the_change_of_slope():
-    """A kink would change the slope where no Hessian sees it."""
-    potential, low, high = rough_potential(), *torch.tensor([[-1.0, 2.0], [3.0, 2.5]], dtype=F64)
-    line = low + (high - low) * torch.linspace(0, 1, 20001, dtype=F64)[:, None]
-    curvature = hessian(potential, line).detach() @ (high - low)
-    change = gradient(potential, high[None]) - gradient(potential, low[None])
-    added = torch.trapezoid(curvature, dx=1 / 20000, dim=0)
-    torch.testing.assert_close(added, change[0].detach(), rtol=1e-4, atol=0)
-
-
-def test_a_plain_relu_potential_has_no_hessian():
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
-    trap = nn.Sequential(layers, nn.Linear(64, 1), nn.Flatten(0)).double()
-    t = uniform(100, [[-1.0, 2.0], [3.0, 2.5]])
-    assert hessian(trap, t).abs().max() == 0 and gradient(trap, t).std(0).min() > 0
-    assert hessian(ConvexPotential([-1, 2], [3, 2.5], 1).double(), t).diagonal(0, 1, 2).min() > 0
-
-
-def test_the_box_only_fixes_the_units_and_the_scale_only_the_size():
-    t = uniform(50, [[-1.0, -1.0], [1.0, 1.0]])
-    unit = ConvexPotential([-1, -1], [1, 1], 1).double()
-    moved = ConvexPotential([4, -8], [12, -7.5], 100).double()
-    theta = torch.tensor([8.0, -7.75], dtype=F64) + t * torch.tensor([4.0, 0.25], dtype=F64)
-    torch.testing.assert_close(moved(theta), 100 * unit(t))
-
-
-def test_the_config_and_the_weights_rebuild_the_same_potential():
-    potential = rough_potential()
-    rebuilt = ConvexPotential(**potential.config).double()
-    t = uniform(50, [[-1.0, 2.0], [3.0, 2.5]])
-    assert not torch.equal(rebuilt(t), potential(t))
-    rebuilt.load_state_dict(potential.state_dict())
-    assert torch.equal(rebuilt(t), potential(t))
-
-
-def test_seeds_give_different_potentials_and_one_seed_the_same():
-    a, b, c = (ConvexPotential([0, 0], [1, 1], 1, seed=seed) for seed in (0, 0, 1))
-    t = uniform(20, [[0.0, 0.0], [1.0, 1.0]])
-    assert torch.equal(a(t), b(t)) and not torch.allclose(a(t), c(t), rtol=1e-3)
-
-
-# Windows
-
-
-def random_states(*shape, seed=0, low=-1):
-    generator = torch.Generator().manual_seed(seed)
-    up = (torch.rand(shape, generator=generator) < 0.3).to(torch.int8)
-    return up if low == 0 else 2 * up - 1
-
-
-def naive_counts(sample):
-    """Frequencies by plain loops; bit 3i + j is site (i, j) of a window, bit i that of a chain."""
-    up, sites = (sample > 0).tolist(), range(len(sample))
-    if sample.ndim == 2:
-        n, offsets = len(up), list(itertools.product(range(3), repeat=2))
-        windows = [[up[(r + i) % n][(c + j) % n] for i, j in offsets] for r in sites for c in sites]
-    else:
-        windows = [up[r : r + 3] for r in sites[:-2]]
-    counts = [0.0] * 2 ** len(windows[0])
-    for window in windows:
-        counts[sum(state << k for k, state in enumerate(window))] += 1 / len(windows)
-    return torch.tensor(counts)
-
-
-@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 3, 3), (5, 17), (5, 3)])
-@pytest.mark.parametrize("low", [-1, 0])
-def test_window_counts_are_the_naive_counts(shape, low):
-    samples = random_states(*shape, low=low)
-    counts = window_counts(samples)
-    torch.testing.assert_close(counts, torch.stack([naive_counts(x) for x in samples]))
-    torch.testing.assert_close(counts.sum(1), torch.ones(5))
-
-
-def test_lattice_windows_do_not_move_with_the_lattice():
-    samples = random_states(20, 7, 7)
-    shifted = samples.roll((2, -3), (1, 2))
-    assert torch.equal(window_counts(shifted), window_counts(samples))
-    assert not torch.equal(window_counts(samples.mT), window_counts(samples))
-
-
-def test_an_open_chain_is_read_from_left_to_right_and_does_not_wrap():
-    left = torch.zeros(1, 9, dtype=torch.uint8)
-    left[0, 0] = 1
-    expected = torch.zeros(8)
-    expected[0b001], expected[0] = 1 / 7, 6 / 7  # bit 0 is the leftmost site of a window
-    torch.testing.assert_close(window_counts(left)[0], expected)
-    assert window_counts(left.flip(1))[0, 0b100] > 0 and window_counts(left.flip(1))[0, 0b001] == 0
-
-
-@pytest.mark.parametrize("shape", [(9, 6, 6), (9, 17)])
-def test_a_global_flip_complements_the_windows(shape):
-    samples = random_states(*shape)
-    assert torch.equal(window_counts(-samples), window_counts(samples).flip(1))
-
-
-def test_window_counts_do_not_depend_on_the_batch():
-    samples = random_states(1500, 4, 4)
-    parts = torch.cat([window_counts(part) for part in samples.split(7)])
-    assert torch.equal(window_counts(samples), parts)
-
-
-@pytest.mark.parametrize("shape", [(4, 5, 5), (4, 12)])
-def test_the_statistic_is_the_mean_of_its_function_over_the_windows(shape):
-    samples, statistic = random_states(*shape), LocalStatistic(len(shape) - 1, 2, seed=3)
-    if len(shape) == 3:
-        padded = torch.cat([samples, samples[:, :2]], 1)
-        windows = torch.cat([padded, padded[:, :, :2]], 2).unfold(1, 3, 1).unfold(2, 3, 1)
-    else:
-        windows = samples.unfold(1, 3, 1)
-    bits = 3 ** (len(shape) - 1)
-    with torch.no_grad():
-        direct = statistic.u(windows.reshape(4, -1, bits).float()).mean(1)
-        torch.testing.assert_close(statistic(window_counts(samples)), direct)
 
 
 # Alignment
@@ -409,7 +258,7 @@ def test_a_fit_is_in_float64_and_its_history_starts_with_the_warm_start(spin_fit
 def test_an_open_ising_chain_gives_log_cosh_of_its_coupling(collective):
     coupling, sites = uniform(3000, FIELDS), 33
     steps = spins(coupling, sites - 1)  # the bonds of an open chain are independent
-    first = random_states(3000, 1, seed=2)
+    first = 2 * torch.arange(3000, dtype=torch.int8)[:, None].remainder(2) - 1
     chain = torch.cat([first, steps], 1).cumprod(1).to(torch.int8)
     fit = fit_direct(chain, coupling, box=FIELDS, steps=300, batch=128, collective=collective)
     bonds = (chain[:, 1:] * chain[:, :-1]).sum(1).double()
@@ -565,7 +414,7 @@ GOOD = dict(samples=spins(uniform(40, FIELDS), 4, 4), t=uniform(40, FIELDS), box
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(box=[[-1.0], [1.0]]), r"\d+ samples lie outside the box \[\[-1.0\], \[1.0\]\]"),
+        (dict(box=[[-1.0], [1.0]]), r"\d+ rows of t lie outside the box \[\[-1.0\], \[1.0\]\]"),
         (dict(box=[[1.5], [-1.0]]), r"box=\[\[1.5\], \[-1.0\]\]"),
         (dict(box=[-1.0, 1.5]), "box="),
         (dict(box=[[-1.0], [math.nan]]), "box="),
@@ -596,9 +445,20 @@ def test_a_fit_refuses_what_it_cannot_use(change, message):
         fit_direct(**(GOOD | change), steps=20, batch=16)
 
 
-@pytest.mark.parametrize("change", [dict(steps=10), dict(grid=1)], ids=str)
-def test_too_few_steps_or_grid_points_are_refused(change):
-    with pytest.raises(ValueError, match="allowed are steps >= 20 and grid >= 2"):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(steps=10), "steps=10; give an integer of at least 20"),
+        (dict(grid=1), "grid=1; give an integer of at least 2"),
+        (dict(grid=12.5), "grid=12.5"),
+        (dict(batch=0), "batch=0"),
+        (dict(seed=None), "seed=None"),
+        (dict(width=0), "width=0"),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_fit_can_use_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         fit_direct(**(GOOD | dict(steps=20, batch=16) | change))
 
 
@@ -608,3 +468,97 @@ def test_a_grid_too_coarse_for_the_data_is_refused():
     with pytest.raises(ValueError, match="grid=4 is too coarse"):
         fit_direct(**sharp, grid=4)
     fit_direct(**sharp, grid=400)
+
+
+# What a fit is given
+
+
+def quick(samples, t, **options):
+    return fit_direct(samples, t, **(dict(box=FIELDS, steps=20, batch=16) | options))
+
+
+def test_a_fit_does_not_depend_on_how_its_input_is_written_down():
+    t = uniform(60, FIELDS)
+    x, h = spins(t, 4, 4), midpoints(FIELDS, 20)
+    plain = quick(x, t).potential(h)
+    written = {
+        "0 and 1": ((x + 1) // 2, t, FIELDS),
+        "booleans": (x == 1, t, FIELDS),
+        "lists": (x.tolist(), t.tolist(), FIELDS),
+        "arrays": (x.double().numpy(), t.numpy(), np.array(FIELDS)),
+    }
+    for name, (samples, own, box) in written.items():
+        assert torch.equal(quick(samples, own, box=box).potential(h), plain), name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(samples=(GOOD["samples"] + 3) // 2),
+            r"states \[1, 2\].*coded -1 and \+1, or 0 and 1",
+        ),
+        (dict(samples=(GOOD["samples"] - 1) // 2), r"states \[-1, 0\]"),
+        (dict(samples=0.5 * GOOD["samples"]), r"states \[-0.5, 0.5\]"),
+        (dict(samples=GOOD["samples"] + 0j), "samples is complex"),
+        (dict(t=GOOD["t"] + 0j), "t is complex"),
+        (dict(samples=GOOD["samples"][:2], t=GOOD["t"][:2]), "2 samples are too few"),
+        (dict(network=lambda x: x.mean(1)), "network is of type function"),
+        (dict(network=nn.Linear(5, 1)), "cannot read samples"),
+        (dict(network=nn.Sequential(nn.Flatten(), nn.Linear(16, 3))), r"returned \(4, 3\)"),
+        (dict(natural=lambda t: t.numpy()), "returned ndarray"),
+        (dict(natural=lambda t: t[:, 0]), "returned"),
+        (dict(natural=lambda t: 0 * t), r"constant over the box in its coordinates \[0\]"),
+    ],
+    ids=str,
+)
+def test_a_fit_says_what_it_cannot_learn_from(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit_direct(**(GOOD | change), steps=20, batch=16)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=["batch", "dropout"])
+def test_a_statistic_does_not_depend_on_the_batch_or_on_chance(layer):
+    t = uniform(60, FIELDS)
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + t.float()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 1))
+    state = torch.get_rng_state()
+    one, again = (quick(x, t, network=network) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one.statistic(x), again.statistic(x))
+    rows = torch.cat([one.statistic(row) for row in x.split(1)])
+    torch.testing.assert_close(rows, one.statistic(x), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_far_from_uniform_are_warned_of():
+    t = uniform(400, FIELDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(spins(t, 4), t)
+        with pytest.raises(UserWarning, match="coordinate 0 of t is not uniform"):
+            quick(spins(t / 3, 4), t / 3)
+
+
+def test_a_grid_of_very_many_nodes_is_warned_of():
+    box = [[0.0] * 3, [1.0] * 3]
+    t = uniform(40, box)
+    many = pytest.warns(UserWarning, match="grid=48 in 3 dimensions.*110,592 nodes")
+    with many, pytest.raises(ValueError, match="network is of type int"):
+        fit_direct(t.float(), t, box=box, network=3)
+
+
+def test_a_statistic_refuses_samples_of_another_kind():
+    fit = short_fit()
+    with pytest.raises(ValueError, match="the fit read 3 axes"):
+        fit.statistic(torch.ones(5, 16))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fit", [fit_direct, fit_divergence])
+def test_samples_on_a_device_are_fitted_there(fit):
+    t = uniform(200, FIELDS)
+    found = fit(spins(t, 8).cuda(), t.numpy(), box=FIELDS, steps=20, batch=32)
+    h = midpoints(FIELDS, 10).cuda()
+    assert found.potential(h).is_cuda and found.potential(h).isfinite().all()
+    assert found.statistic(spins(t, 8).cuda()).is_cuda

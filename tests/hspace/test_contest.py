@@ -55,7 +55,10 @@ def test_matched_is_the_outcome_at_the_gain_with_its_spread(faces):
     distances = [attributes.distance(faces[0], image) for image in images]
     gain = 0.5 * (scores[2].gain + scores[3].gain)
     found = attributes.matched(strengths, scores, distances, gain)
-    rows = [attributes.outcome(faces[0], image, "glasses") for image in images]
+    rows = [
+        attributes.Outcome(s.gain, s.off_target, s.unchanged, float(d.mean()))
+        for s, d in zip(scores, distances, strict=True)
+    ]
     expected = attributes.at_gain(rows, gain)
     assert found.strength == pytest.approx(0.875)
     for name in ("off_target", "unchanged", "distance"):

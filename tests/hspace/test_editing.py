@@ -279,6 +279,56 @@ def test_fewer_steps_than_in_training_raise_the_change_in_proportion(pixel):
     assert apart(ours, hspace.edit(pixel, x, hspace.constant(change), strength=2.0, **run)) < 1e-12
 
 
+@pytest.fixture
+def shipped(pixel, tmp_path):
+    """An f_t trained in STEPS steps down to t = 500, as `load` reads it from its file."""
+    block, x = trained.DeltaBlock(pixel), pixel.noise(2, 0)
+    own = {"steps": STEPS, "t_edit": 500, "batch": 2, "source": "prediction", "rate": 0.01}
+    trained.train(pixel, block, x, lambda i: i.flatten(1)[:, :9], torch.ones(9).double(), **own)
+    return trained.load(pixel, trained.save(block, tmp_path / "f.safetensors"))
+
+
+def test_a_loaded_shift_brings_its_window_and_its_number_of_steps(pixel, shipped):
+    x, run = pixel.noise(2, 1), {"steps": 50}
+    assert (shipped.t_edit, shipped.trained_steps) == (500, STEPS)
+    known = hspace.edit(pixel, x, shipped, **run)
+    stated = hspace.edit(pixel, x, shipped, t_edit=500, trained_steps=STEPS, **run)
+    assert torch.equal(known, stated)
+    weaker = hspace.edit(pixel, x, lambda h, t: shipped(h, t) * (STEPS / 50), t_edit=500, **run)
+    assert apart(known, weaker) < 1e-12
+    other = {"t_edit": 300, "trained_steps": 50}
+    given = hspace.edit(pixel, x, shipped, **other, **run)
+    plain = hspace.edit(pixel, x, lambda h, t: shipped(h, t), t_edit=300, **run)
+    assert apart(given, plain) < 1e-12 and apart(given, known) > 1e-6
+    assert torch.equal(hspace.asyrp(pixel, x, shipped, **run).edited, known)
+
+
+def test_a_sum_brings_what_its_parts_bring(pixel, shipped):
+    x, free = pixel.noise(2, 1), hspace.constant(change_for(pixel, 3, 0.1))
+    both, run = hspace.combine({shipped: 1.0, free: 0.5}), {"steps": 50}
+    found = hspace.edit(pixel, x, both, t_edit=500, **run)
+    scaled = lambda h, t: (shipped(h, t) * (STEPS / 50) + 0.5 * free(h, t)) / math.sqrt(2)  # noqa: E731
+    assert apart(found, hspace.edit(pixel, x, scaled, t_edit=500, **run)) < 1e-12
+    twice = hspace.combine({shipped: 1.0, hspace.combine({shipped: 1.0}): 1.0})
+    assert both.t_edit is None and twice.t_edit == 500
+    mean = means.mean_over_samples(pixel, x, shipped, **run).per_step
+    with hspace.capture(pixel) as h, hspace.inject(pixel, lambda h, t: shipped(h, t) * STEPS / 50):
+        pixel.epsilon(x, 999)
+    expected = shipped(h[999], 999).mean(0) * STEPS / 50
+    torch.testing.assert_close(mean[999], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_shift_without_a_window_needs_one(pixel, shipped):
+    x, free = pixel.noise(1, 0), hspace.constant(change_for(pixel))
+    for delta in (free, trained.DeltaBlock(pixel), hspace.combine({shipped: 1.0, free: 1.0})):
+        with pytest.raises(ValueError, match="carries no window"):
+            hspace.edit(pixel, x, delta, steps=STEPS)
+    assert shipped.weight_hash != trained.DeltaBlock(pixel).weight_hash
+    twin = copy.copy(shipped)
+    twin.trained_steps = None
+    assert twin.weight_hash != shipped.weight_hash  # a cache tells the two apart
+
+
 # --- the cancellation theorem
 
 
@@ -344,6 +394,18 @@ def test_captured_h_is_the_output_of_the_mid_block(any_model):
     handle.remove()
     assert list(h) == [599] and torch.equal(h[599], kept[0])
     assert h[599].shape == (2, *hspace.h_shape(any_model))
+
+
+def test_time_and_latents_may_come_by_name(pixel):
+    inner = copy.copy(pixel)
+    inner.unet = pixel.unet.inner
+    x = inner.noise(2, 0)
+    with hspace.capture(inner) as h:
+        inner.unet(x, 7)
+        inner.unet(sample=x, timestep=5)
+        inner.unet(x, timestep=torch.tensor([7, 7]))
+    assert {t: len(rows) for t, rows in h.items()} == {7: 4, 5: 2}
+    assert torch.equal(h[7][:2], h[7][2:])
 
 
 def test_captured_rows_are_those_of_the_latents(pixel):

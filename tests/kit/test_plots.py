@@ -1,16 +1,20 @@
 """Figures carry alt text and provenance, are equal files when equal, and show fields upright."""
 
+import base64
+import html.parser
 import io
 import json
 import platform
+from xml.etree import ElementTree
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
 
-from lib.kit import plots
+from lib.kit import html_pages, plots
 
 ALT = "Line from 0 to 1: rises by one — β"
 
@@ -30,6 +34,54 @@ def test_png_alt_text_and_provenance_lie_side_by_side(session_in):
     provenance = json.loads((session_in / "line.json").read_text())
     assert provenance["profile"] == "quick" and provenance["sizes"] == {"samples": 4}
     assert platform.node() not in (session_in / "line.json").read_text()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, as in a notebook."""
+    bundles = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda data, **kw: bundles.append((data, kw)))
+    return bundles
+
+
+def test_a_figure_is_shown_once_with_its_alt_text_and_the_same_text_below(session_in, shown):
+    alt = 'Above x < 1 & y > 2 the "edge" rises'
+    plots.save_figure(line_figure(), "line", alt)
+    (picture, options), (caption, _) = shown
+    assert base64.b64decode(picture["image/png"]) == (session_in / "line.png").read_bytes()
+    assert options["metadata"]["image/png"]["alt"] == picture["text/plain"] == alt
+    assert set(picture) == {"image/png", "text/plain"} and set(caption) == {"text/html"}
+    (paragraph,) = ElementTree.fromstring(caption["text/html"]).iter("small")
+    assert paragraph.text == alt
+
+
+def test_a_page_of_html_has_the_alt_text_and_the_caption(session_in, shown):
+    alt = 'Above x < 1 & y > 2 the "edge" rises'
+    plots.save_figure(line_figure(), "line", alt)
+    outputs = [
+        nbformat.v4.new_output("display_data", data, metadata=options.get("metadata", {}))
+        for data, options in shown
+    ]
+    cells = [nbformat.v4.new_code_cell("x", outputs=outputs)]
+    found = Images()
+    found.feed(html_pages.page(nbformat.v4.new_notebook(cells=cells), "a page"))
+    assert found.alts == [alt] and alt in found.text
+
+
+class Images(html.parser.HTMLParser):
+    """Alternative texts of the images of a page, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.alts, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.alts.append(dict(attrs).get("alt"))
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def test_equal_figures_are_equal_files(session_in):

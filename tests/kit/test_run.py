@@ -81,6 +81,14 @@ def test_global_generators_are_seeded_and_algorithms_deterministic():
 
 def test_the_announcement_is_one_line_without_machine_or_time(capsys):
     start("quick")
+    said = "01_ising · profile quick · seed 3 · samples 20"
+    assert capsys.readouterr().out == f"{said} · figures go to build/interactive/01_ising/\n"
+
+
+@pytest.mark.parametrize("setting", ["KIT_OUTPUT", "KIT_PROFILE"])
+def test_a_headless_run_does_not_say_where_it_writes(monkeypatch, tmp_path, capsys, setting):
+    monkeypatch.setenv(setting, {"KIT_OUTPUT": str(tmp_path), "KIT_PROFILE": "quick"}[setting])
+    start("quick")
     assert capsys.readouterr().out == "01_ising · profile quick · seed 3 · samples 20\n"
 
 

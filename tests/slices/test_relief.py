@@ -61,6 +61,8 @@ def test_phases_are_the_regions_between_ridges_by_falling_area(two_phases):
 def test_phases_too_small_to_matter_are_left_out(two_phases):
     labels = relief.phases(two_phases, smallest=100)
     assert labels.max() == 2 and labels[0, 0] == 0
+    every = relief.phases(two_phases, smallest=0)  # a ridge is no phase, however small one may be
+    np.testing.assert_array_equal(every, relief.phases(two_phases, smallest=1))
 
 
 def test_ridges_do_not_depend_on_the_scale_and_a_map_without_borders_has_none(two_phases):

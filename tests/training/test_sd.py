@@ -54,6 +54,7 @@ def test_the_shipped_folder_loads_as_a_generator_with_the_same_parts(untrained, 
     assert generator.latent_shape == (4, 16, 16) and generator.image_shape == (3, 64, 64)
     for key, value in network.state_dict().items():
         assert torch.equal(generator.unet.state_dict()[key], value.half().float()), key
+    assert sorted(generator.words) == sorted(captions.WORDS)
     text = "a person with glasses smiling"
     expected = sd.embed([text])[0]
     assert torch.allclose(generator.embed(text, 1)[0], expected, atol=5e-3)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lib.training.cards import write_card
-from lib.training.train import Task, _Share, main, rate_factor, train
+from lib.training.task import Task
+from lib.training.train import _Share, main, rate_factor, train
 
 COUNT, BATCH = 40, 8
 

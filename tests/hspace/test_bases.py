@@ -8,7 +8,7 @@ import torch
 from lib import hspace
 from lib.diffusion import models
 from lib.diffusion.sampling import ddim, time_grid
-from lib.hspace import bases, deltas, means, trained, unsupervised
+from lib.hspace import bases, deltas, means, trained
 from lib.kit import cache
 
 STEPS = 6  # times 0, 199, 399, 599, 799, 999
@@ -31,7 +31,7 @@ def unit(*key):
 
 def test_principal_directions_are_those_of_h_at_each_edited_time(pixel):
     x = pixel.noise(5, 0)
-    found = unsupervised.principal(pixel, x, steps=STEPS, t_edit=500, k=2)
+    found = bases.principal(pixel, x, steps=STEPS, t_edit=500, k=2)
     assert sorted(found) == [599, 799, 999]
     with hspace.capture(pixel) as h:
         ddim(pixel, x, steps=STEPS)
@@ -39,34 +39,34 @@ def test_principal_directions_are_those_of_h_at_each_edited_time(pixel):
         expected, _ = bases.principal_components(h[t], 2)
         torch.testing.assert_close(rows, expected.float(), rtol=1e-2, atol=1e-3)
     with pytest.raises(ValueError, match="above every step"):
-        unsupervised.principal(pixel, x, steps=STEPS, t_edit=1000)
+        bases.principal(pixel, x, steps=STEPS, t_edit=1000)
 
 
 def test_pick_takes_the_nearest_candidate_with_its_sign_and_the_labelled_norm():
     labelled = deltas.per_step({9: 3.0 * unit(1), 500: 7.0 * unit(2)})
     other = unit(5)
-    found = unsupervised.pick(
+    found = bases.pick(
         {9: torch.stack([other, -2 * unit(1)]), 500: torch.stack([-unit(2), other])}, labelled
     )
     assert found.cosine == pytest.approx(1.0) and found.index == 0
     for t, v in labelled.items():
         torch.testing.assert_close(found.change[t], v)
-    single = unsupervised.pick({500: torch.stack([other, unit(2)])}, labelled)
+    single = bases.pick({500: torch.stack([other, unit(2)])}, labelled)
     assert single.index == 1
     torch.testing.assert_close(single.change[9], 3.0 * unit(2))
     with pytest.raises(ValueError, match="no time in common"):
-        unsupervised.pick({7: other[None]}, labelled)
+        bases.pick({7: other[None]}, labelled)
 
 
 def test_pullback_edit_is_plain_without_a_step_and_moves_with_one(pixel):
     x, v = pixel.noise(3, 0), models.unit_normal(pixel.latent_shape, 3)
     run = {"steps": STEPS, "t": 600, "repeats": 2}
-    none = unsupervised.pullback_edit(pixel, x, v / v.norm(), step=0.0, **run)
+    none = bases.pullback_edit(pixel, x, v / v.norm(), step=0.0, **run)
     torch.testing.assert_close(none, ddim(pixel, x, steps=STEPS), rtol=1e-4, atol=1e-5)
     middle = ddim(pixel, x, steps=STEPS, stop=599)
     moved = bases.pullback_move(pixel, middle, 599, v / v.norm(), step=2.0, reach=1.0, repeats=2)
     expected = ddim(pixel, moved, steps=STEPS, start=599)
-    ours = unsupervised.pullback_edit(pixel, x, v / v.norm(), step=2.0, **run)
+    ours = bases.pullback_edit(pixel, x, v / v.norm(), step=2.0, **run)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert float((ours - none).abs().max()) > 1e-4
 
