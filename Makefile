@@ -73,7 +73,7 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS) $(NUMBERS): ready
+$(NOTEBOOKS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
 
 lint: ready ## ruff on .py and .ipynb
