@@ -73,7 +73,7 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS): ready
+$(NOTEBOOKS) $(NUMBERS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
 
 lint: ready ## ruff on .py and .ipynb
