@@ -8,7 +8,7 @@ PROFILE ?= quick
 # Pythons that .venv may be built with, the first that fits: figures were committed with the first.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
-# A copy that a file manager or JupyterLab left beside a notebook is none of them.
+# Lessons, then evidence; a copy that a file manager or JupyterLab left beside one is none of them.
 NOTEBOOKS := $(shell ls notebooks/*.ipynb notebooks/evidence/*.ipynb 2>/dev/null | LC_ALL=C sed -nE \
 	's,^notebooks/((evidence/)?[0-9][0-9]_[a-z0-9_]*)\.ipynb$$,\1,p')
 NUMBERS := $(sort $(foreach name,$(notdir $(NOTEBOOKS)),$(firstword $(subst _, ,$(name)))))
@@ -75,10 +75,6 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 
 $(NOTEBOOKS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
-
-$(NUMBERS): ready
-	$(PIPELINE) run --profile "$(PROFILE)" \
-	  $(filter $@_% 0$@_% evidence/$@_% evidence/0$@_%,$(NOTEBOOKS))
 
 lint: ready ## ruff on .py and .ipynb
 	"$(PYTHON)" -m ruff check .

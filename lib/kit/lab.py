@@ -27,7 +27,7 @@ def refresh() -> list[str]:
     ledger = folder / ".written.json"
     written = json.loads(ledger.read_text()) if ledger.is_file() else {}
     kept = []
-    for source in notebooks():
+    for source in stamps.notebooks().values():
         name = source.relative_to(session.root() / "notebooks").as_posix()
         copy, known = folder / name, written.get(name, {})
         text, now = text_at(copy, source), copy.read_text() if copy.is_file() else ""
@@ -39,11 +39,6 @@ def refresh() -> list[str]:
             kept.append(name)
     session.write_atomically(ledger, json.dumps(written, indent=1) + "\n")
     return kept
-
-
-def notebooks() -> list[Path]:
-    """Return the lessons and the evidence; a copy left beside them is neither."""
-    return list(stamps.notebooks().values())
 
 
 def _cells(text: str) -> str:

@@ -138,6 +138,13 @@ def test_missing_weights_are_named(finished):
         reason()
 
 
+@pytest.mark.parametrize("copy", ["01_ising-Copy1", "01_ising (1)", "01_Ising", "Untitled"])
+def test_a_copy_beside_a_notebook_is_none(root, copy):
+    for name in ("01_ising", copy):
+        write_notebook(root, name=name)
+    assert list(stamps.notebooks()) == ["01_ising"]
+
+
 def test_a_stamp_says_which_definitions_differ(finished, capsys):
     commit(finished)
     commit(finished, "full")
@@ -223,10 +230,3 @@ def test_lesson_and_evidence_are_known_by_path_and_number(root):
 def test_figures_and_rows_of_a_number_share_a_folder(root, name, profile, figures, rows):
     assert stamps.figures(name, profile) == root / figures
     assert stamps.rows_file(name, profile) == root / rows
-
-
-@pytest.mark.parametrize("copy", ["01_ising-Copy1", "01_ising (1)", "01_Ising", "Untitled"])
-def test_a_copy_beside_a_notebook_is_none(root, copy):
-    for name in ("01_ising", copy):
-        write_notebook(root, name=name)
-    assert list(stamps.notebooks()) == ["01_ising"]
