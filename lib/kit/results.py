@@ -126,7 +126,9 @@ def _kept(bound: Bound) -> dict:
     kept = {bound.side: rule.plain("bound", bound.value)}
     kept |= {"centre": bound.centre} if bound.side == "within" else {}
     kept |= {"of": [rule.plain("of", item) for item in bound.of]} if bound.of else {}
-    return kept | ({} if bound.rivals is None else {"rivals": rule.numbers(bound.rivals)})
+    if bound.rivals is None:
+        return kept
+    return kept | {"rivals": [rule.plain("rival", item) for item in rule.numbers(bound.rivals)]}
 
 
 def bound_of(row: Mapping) -> Bound | None:
