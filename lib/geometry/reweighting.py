@@ -90,6 +90,7 @@ def reweight(
     energies = nodes @ f.T + (count / len(t)).log()[:, None]
     share = repeats.double() / len(t)
     phi = _newton(_integrated(nodes, means), energies, count / len(t), share, tolerance)
+    _refuse_gaps(energies - phi[:, None], count, share)
     return Reweighted(f, share.log() - torch.logsumexp(energies - phi[:, None], 0))
 
 
@@ -171,6 +172,21 @@ def _newton(
         f"reweighting did not converge on {len(phi)} cells: some labels are so far from the others "
         "that no sample belongs to both; give more samples between them, or more cells"
     )
+
+
+def _refuse_gaps(log: Tensor, count: Tensor, share: Tensor) -> None:
+    """Where no sample belongs to both sides of a gap, any difference of φ across it will do.
+
+    The second eigenvalue of the overlaps of the cells says how well the worst gap is bridged.
+    """
+    n = count.sum()
+    p = log.softmax(0) / (count / n).sqrt()[:, None]
+    bridge = n.item() * (1 - torch.linalg.eigvalsh((p * share) @ p.T)[-2:][0].item())
+    if len(count) > 1 and bridge < 1:
+        raise ValueError(
+            f"the labels fall into groups that {bridge:.2g} samples bridge, so that log Z of one "
+            "group says nothing about another; give samples with labels between them"
+        )
 
 
 def _objective(

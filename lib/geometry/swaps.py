@@ -10,7 +10,9 @@ z that are given, learning to tell the two apart is a logistic regression in A, 
 Then `reweighting.reweight` solves for log Z, which is convex too. No prior, no box and no seed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib.geometry.boxes import kronecker
 from lib.geometry.checks import (
     Natural,
     Values,
@@ -31,6 +32,7 @@ from lib.geometry.reweighting import reweight
 
 RIDGE = 1e-5  # nats in all, for unit A of features that are uncorrelated and of unit variance
 STEPS = 50
+TOLERANCE = 1e-10  # nats per pair that a step may still promise
 BLOCK = 50_000  # pairs at a time
 
 
@@ -53,7 +55,7 @@ def fit_swaps(
     t: Values,
     *,
     natural: Natural | None = None,
-    partners: int = 40,
+    partners: int = 100,
     cells: int = 400,
 ) -> SwapFit:
     """Fit log Z of an exponential family whose statistic is linear in the features.
@@ -82,7 +84,7 @@ def fit_swaps(
     return SwapFit(potential, network, natural or identity, history)
 
 
-def linear_head(features: Values, theta: Values, *, partners: int = 40) -> Tensor:
+def linear_head(features: Values, theta: Values, *, partners: int = 100) -> Tensor:
     """f = A z with the A that best tells swapped labels, the first step of `fit_swaps`.
 
     features: (n, k). theta: (n, d), natural labels. Returns (n, d) float64, up to a constant.
@@ -97,16 +99,17 @@ def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:
     """Row numbers (i, j) of pairs at distances that are log-uniform from n^{-1/2} to one.
 
     Distances are those of the ranks of the labels, in shares of all, so that no unit matters. Near
-    pairs teach where the samples are sharp, far pairs where they are dull. Partner j is nearest to
-    a point at the distance and in the direction that an evenly spread sequence says.
+    pairs teach where the samples are sharp, far pairs where they are dull. A partner is the label
+    nearest to a random place; the places are the same in every call.
     """
     n, d = theta.shape
+    generator = torch.Generator().manual_seed(0)
     rank = theta.argsort(0).argsort(0).double() / (n - 1)
-    even = kronecker(n * partners, d + 1)
-    direction = torch.special.ndtri(even[:, 1:].clamp(1e-9, 1 - 1e-9))
+    direction = torch.randn(n * partners, d, dtype=rank.dtype, generator=generator)
     direction = direction / direction.norm(dim=1, keepdim=True)
+    decades = torch.rand(n * partners, 1, dtype=rank.dtype, generator=generator) / 2
     i = torch.arange(n).repeat(partners)
-    target = rank[i] + n ** -(even[:, :1] / 2) * direction
+    target = rank[i] + n**-decades * direction
     inside = ((target >= 0) & (target <= 1)).all(1)
     i = i[inside]
     j = torch.from_numpy(cKDTree(rank.numpy()).query(target[inside].numpy())[1])
@@ -114,25 +117,31 @@ def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:
 
 
 def _regression(z: Tensor, theta: Tensor, partners: int) -> tuple[Tensor, dict]:
-    """A as (k, d), and the losses on the way, by Newton's method with step halving."""
+    """A as (k, d), and the losses on the way: a tenth of the pairs first, then all of them."""
     basis, unit = _whitening(z), theta.std(0)
     white, s = (z - z.mean(0)) @ basis, theta / unit
     i, j = pairs(theta, partners)
-    a = white.new_zeros(white.shape[1] * s.shape[1])
-    history = {"step": [], "loss": []}
-    for step in range(STEPS):
-        loss, gradient, hessian = _loss(a, white, s, i, j)
-        history["step"].append(step)
-        history["loss"].append(loss)
-        move = -torch.linalg.solve(hessian, gradient)
-        slope, length = (gradient @ move).item(), 1.0
-        if slope > -1e-12:
-            break
-        while length > 1e-4 and _loss(a + length * move, white, s, i, j)[0] > loss:
-            length /= 2
-        a = a + length * move
-    history = {name: np.array(values) for name, values in history.items()}
+    a, history = white.new_zeros(white.shape[1] * s.shape[1]), []
+    for share in (10, 1):
+        a = _newton(a, partial(_loss, z=white, s=s, i=i[::share], j=j[::share]), history)
+    history = {"step": np.arange(len(history)), "loss": np.array(history)}
     return basis @ a.view(-1, s.shape[1]) / unit, history
+
+
+def _newton(a: Tensor, loss: Callable, history: list) -> Tensor:
+    """Newton's method with step halving on a convex loss(a) -> value, gradient, Hessian."""
+    value, gradient, hessian = loss(a)
+    for _ in range(STEPS):
+        history.append(value)
+        move = -torch.linalg.solve(hessian, gradient)
+        if -(gradient @ move) < TOLERANCE:
+            break
+        length, trial = 1.0, loss(a + move)
+        while trial[0] > value and length > 1e-4:
+            length /= 2
+            trial = loss(a + length * move)
+        a, (value, gradient, hessian) = a + length * move, trial
+    return a
 
 
 def _loss(a: Tensor, z: Tensor, s: Tensor, i: Tensor, j: Tensor) -> tuple[float, Tensor, Tensor]:
