@@ -84,17 +84,6 @@ def fit_swaps(
     return SwapFit(potential, network, natural or identity, history)
 
 
-def linear_head(features: Values, theta: Values, *, partners: int = 100) -> Tensor:
-    """f = A z with the A that best tells swapped labels, the first step of `fit_swaps`.
-
-    features: (n, k). theta: (n, d), natural labels. Returns (n, d) float64, up to a constant.
-    Raises ValueError as `fit_swaps` does.
-    """
-    require_whole(1, partners=partners)
-    z, theta = _checked(features, theta)
-    return z @ _regression(z, theta, partners)[0]
-
-
 def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:
     """Row numbers (i, j) of pairs at distances that are log-uniform from n^{-1/2} to one.
 

@@ -182,7 +182,7 @@ def test_the_loss_is_convex_newton_ends_at_its_bottom(small):
     loss = small.history["loss"]
     assert loss[0] == pytest.approx(math.log(2)) and loss[-1] < loss[0]
     t, rows = drawn(4_000)
-    f = swaps.linear_head(features(rows), t, partners=20)
+    f = small.statistic(features(rows))
     i, j = swaps.pairs(t, 20)
 
     def swapped(gain):
