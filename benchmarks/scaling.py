@@ -3,6 +3,7 @@
 Writes `build/bench/scaling.png`; the rows are the exponents p of time ∝ size^p over its upper half.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ POINTS = (256, 1024, 4096, 16384)
 PICTURE = Path(__file__).resolve().parents[1] / "build" / "bench" / "scaling.png"
 
 
-def exponent(sizes, times) -> float:
+def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
     """Slope of log time in log size over the upper half."""
     half = len(sizes) // 2
     return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0])

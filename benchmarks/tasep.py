@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -25,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 """
 
 
-def _seconds(function, repeats):
+def _seconds(function: Callable[[], object], repeats: int) -> float:
     """Shortest time of several calls, the first of which only compiles."""
     function()
     times = []
@@ -36,7 +37,7 @@ def _seconds(function, repeats):
     return min(times)
 
 
-def _row(claim, measured, unit, target, holds):
+def _row(claim: str, measured: float, unit: str, target: str, holds: bool) -> dict:
     return {
         "claim": claim,
         "measured": float(measured),
@@ -46,31 +47,31 @@ def _row(claim, measured, unit, target, holds):
     }
 
 
-def _one_configuration():
+def _one_configuration() -> float:
     """Slowest pair of rates, on one thread."""
     return max(_seconds(lambda p=pair: tasep.sample(*p, SIZE), repeats=10) for pair in PAIRS)
 
 
-def _peak_memory():
+def _peak_memory() -> int:
     """Peak resident memory in bytes of a fresh process: interpreter, compiler and all draws."""
     command = [sys.executable, "-c", PEAK_MEMORY.format(size=SIZE)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _many_pairs():
+def _many_pairs() -> float:
     """20,000 different pairs of rates at 1,024 sites, on all threads."""
     alpha, beta = np.random.default_rng(0).uniform(0.001, 1, (2, 20_000))
     return _seconds(lambda: tasep.sample(alpha, beta, 1024), repeats=2)
 
 
-def _one_update():
+def _one_update() -> float:
     """Seconds for one random-sequential update on one thread, at maximal current."""
     sweeps = 300
     seconds = _seconds(lambda: tasep.simulate(0.8, 0.9, SIZE, sweeps), repeats=5)
     return seconds / (sweeps * (SIZE + 1))
 
 
-def _one_fit():
+def _one_fit() -> float:
     """One one-step fit as notebook 02 makes it in `quick`, on one thread."""
     box = np.array([[0.02, 0.02], [0.98, 0.98]])
     t = boxes.uniform_box(box, 15_000, 0)

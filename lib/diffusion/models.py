@@ -54,8 +54,7 @@ class Generator:
     unet: the denoiser; alphas: (T,) float64 cumulative products on the CPU; latent_shape:
     (channels, height, width) of what the denoiser sees; source and revision: where the weights
     come from (revision is the commit of a hub repository, else None). With a text encoder the
-    model takes prompts, of `words` alone where the captions had no others; with an autoencoder the
-    latents are not pixels.
+    model takes prompts (`words`: all that they may say); with an autoencoder latents are no pixels.
     """
 
     def __init__(
@@ -115,8 +114,8 @@ class Generator:
         state = [(n, v) for part in self._parts() for n, v in part.state_dict().items()]
         stamp = tuple((v.data_ptr(), v._version) for _, v in state)
         if self._hash is None or self._hash[0] != stamp:
-            found = folders.weight_hash(state, self.prediction, str(self.alphas.tolist()))
-            self._hash = stamp, found
+            notes = self.prediction, str(self.alphas.tolist())
+            self._hash = stamp, folders.weight_hash(state, *notes)
         return self._hash[1]
 
     def alpha(self, t: int) -> float:
@@ -164,8 +163,7 @@ class Generator:
     def embed(self, prompt: str | Sequence[str] | None, n: int) -> Tensor:
         """Text states (n, tokens, width); each distinct prompt is encoded once and kept.
 
-        Raises ValueError for another number of prompts than n, and for those that do not fit:
-        too long, or with a word that the model's captions do not have.
+        Raises ValueError for other than n prompts, one too long, or a word outside the captions.
         """
         prompts = [prompt or ""] * n if prompt is None or isinstance(prompt, str) else list(prompt)
         if len(prompts) != n:

@@ -1,60 +1,83 @@
 """Shortest paths under a metric, a batch at a time: true, dual-affine and frozen-metric geodesics.
 
-Every length and energy here is the midpoint rule on the segments of a polyline,
-L = Σ_k √(v_kᵀ g(m_k) v_k) and E = N Σ_k v_kᵀ g(m_k) v_k with v_k = x_{k+1} − x_k,
-m_k = (x_k + x_{k+1}) / 2 and N segments: second order in the spacing, and E >= L² exactly.
+Every length here is that of the continuous polyline through the points (`lengths`), so none is
+shorter than the distance; its excess over a smooth geodesic is of second order in the spacing.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points, check_positive
-from lib.geometry.grids import graph_distance
+from lib.geometry.graphs import graph_distance
+from lib.geometry.lengths import (
+    SCAN,
+    Values,
+    as_double,
+    bends,
+    excess,
+    in_double,
+    in_own_precision,
+    measure,
+)
+from lib.geometry.lengths import curve_length as curve_length
+from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
-from lib.geometry.relaxation import block_size, relax, segment_jet
+from lib.geometry.relaxation import Relaxation, block_size, segment_jet
+
+COARSE_SCAN = SCAN // 3  # fewest panels per curve while it still moves
+STEPPED = 1e-5  # of a length: what it may grow by on a finer set of nodes
+SETTLED = 1e-4  # of a length: error of its quadrature
+RESOLVED = 1e-3  # of a length: what more points would take off
 
 
 @dataclass(frozen=True)
 class Path:
-    """Paths of a batch of end points, with metric lengths by the midpoint rule."""
+    """Paths of a batch of end points, float64, with the lengths of the continuous polylines."""
 
     points: Tensor  # (b, points, d), end points included
     length: Tensor  # (b,)
+    length_error: Tensor  # (b,), bound on what finer quadrature of the same polyline changes
     straight_length: Tensor  # (b,), of the straight line in the given coordinates
     converged: Tensor  # (b,) bool
 
 
 def geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
-    box=None,
+    box: Values | None = None,
     floor: float = 0.0,
     global_check: int | None = None,
     max_iterations: int = 100,
 ) -> Path:
     """Levi-Civita geodesics between pairs of points, all pairs together.
 
-    Minimises the discrete energy E (Lobashev et al. 2025, Eq. 25, as energy) by damped Newton from
-    coarse to fine. The metric is differentiated, not frozen; each step is one block-tridiagonal
-    solve per path, damped towards the Sobolev gradient where the Hessian is not positive. A path
-    has converged when the residual r of the discrete geodesic equation ∂E/∂x_k = 0, measured in the
-    norm of the inverse Hessian, is below the square root of the machine precision times √E.
+    Minimises N Σ_k L_k², L_k the length of segment k of the continuous polyline by adaptive
+    quadrature, over its inner points: the minimum is the shortest polyline, its N segments equally
+    long (Lobashev et al. 2025, Eq. 25, with the speed free to vary within a segment). Damped Newton
+    from coarse to fine; the metric is differentiated, not frozen; each step is one solve of a
+    block-tridiagonal matrix, damped towards the Sobolev gradient where that is not positive.
+
+    A path has converged when a Newton step would shorten it by less than 1e-9 of its length (1e-6
+    for a metric in float32), the quadrature of its length is settled to 1e-4, on a finer set of
+    nodes too, and more points would shorten it by less than 1e-3. It is a local minimum: a global
+    one where `global_check` is fine enough.
 
     Args:
         metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
-        start, end: (b, d); dtype and device are followed.
+        start, end: (b, d), as tensors, arrays or lists; converted to float64.
         points: points per path with both ends, at least 3.
         box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
         floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
-        global_check: nodes per axis of a grid whose shortest path serves as a second start; the
-            shorter result is kept, so that a merely local minimum is found out. Needs a box.
+        global_check: nodes per axis of a grid whose shortest paths serve as second starts; the
+            shorter result is kept, so that a merely local minimum is found out, and one that is
+            longer than the graph's own path has not converged. Needs a box.
         max_iterations: Newton steps per level.
 
     Returns:
@@ -63,33 +86,29 @@ def geodesic(
 
     Raises:
         ValueError: shapes differ, points < 3, ends outside the box, or a metric that is not finite
-            and positive on the straight line or cannot be differentiated.
+            and positive on the straight line (says where) or cannot be differentiated.
     """
     start, end = _ends(start, end, points)
     box = _check_box(box if box is not None else getattr(metric, "box", None), start, end)
-    lifted = _lift(metric, floor)
+    if global_check is not None and box is None:
+        raise ValueError("global_check searches a grid: give box, (2, d) corners")
+    metric = in_double(metric, start[:1], floor)
     straight = _straight(start, end, points)
-    check_positive(lifted(straight.flatten(0, 1)).detach(), straight.flatten(0, 1))
-    metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
-    x, converged = relax(metric, straight, box, floor, max_iterations)
+    straight_length = _check_way(metric, straight)
+    if len(start):
+        metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
+    found = _relaxed(metric, straight, box, max_iterations, straight_length)
     if global_check is not None:
-        if box is None:
-            raise ValueError("global_check searches a grid: give box, (2, d) corners")
-        _, second = graph_distance(
-            lifted, start, end, box=box, resolution=global_check, points=points
-        )
-        other, settled = relax(metric, second, box, floor, max_iterations)
-        ratio = curve_energy(lifted, other) / curve_energy(lifted, x)
-        take = (ratio < 1 - 1e-9) | ((ratio < 1 + 1e-9) & settled & ~converged)
-        x = torch.where(take[:, None, None], other, x)
-        converged = torch.where(take, settled, converged)
-    return _path(lifted, x, straight, converged)
+        routes = graph_distance(metric, start, end, box=box, resolution=global_check, points=points)
+        other = _relaxed(metric, routes[1], box, max_iterations, straight_length)
+        found = _unless_longer(_shorter(found, other), routes[0])
+    return _warn(_unless_longer(found, straight_length))
 
 
 def mixture_geodesic(
     potential: Callable[[Tensor], Tensor],
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
     max_iterations: int = 100,
@@ -113,21 +132,24 @@ def mixture_geodesic(
         ValueError: shapes differ, points < 3, or the Hessian is not positive on the straight line.
     """
     start, end = _ends(start, end, points)
-    metric = _lift(lambda t: fisher_metric(potential, t), 0.0)
+    potential, value = in_own_precision(potential, start[:1])
+    metric = in_double(lambda t: fisher_metric(potential, t), start[:1])
+    metric.noise = torch.finfo(value.dtype).eps
     straight = _straight(start, end, points)
+    straight_length = _check_way(metric, straight)
     t = straight.flatten(0, 1)
-    check_positive(metric(t), t)
     eta = _straight(_gradient(potential, start), _gradient(potential, end), points).flatten(0, 1)
-    t, solved = _invert_gradient(potential, eta, t, max_iterations)
+    t, solved = _invert_gradient(potential, eta, t, max_iterations, metric.noise)
     x = t.reshape(straight.shape)
     x[:, 0], x[:, -1] = start, end
-    return _path(metric, x, straight, solved.reshape(straight.shape[:2]).all(1))
+    solved = solved.reshape(straight.shape[:2]).all(1)
+    return _warn(_path(metric, x, straight_length, solved))
 
 
 def frozen_geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 90,
     smoothing: float = 0.1,
@@ -141,89 +163,32 @@ def frozen_geodesic(
     residual. Arguments, `Path` and errors as in `geodesic`.
     """
     start, end = _ends(start, end, points)
+    metric = in_double(metric, start[:1])
     straight = _straight(start, end, points)
-    check_positive(metric(straight.flatten(0, 1)).detach(), straight.flatten(0, 1))
+    straight_length = _check_way(metric, straight)
     blocks = [
         _frozen_newton(metric, x, smoothing, max_iterations)
         for x in straight.split(block_size(straight))
     ]
     x, converged = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return _path(metric, x, straight, converged)
+    return _warn(_path(metric, x, straight_length, converged))
 
 
-def curve_energy(metric: Metric, curves) -> Tensor:
-    """Energy E = N Σ_k v_kᵀ g(m_k) v_k of polylines (b, points, d), (b,); E >= length²."""
-    squares = _squares(metric, curves)
-    return squares.shape[1] * squares.sum(1)
-
-
-def curve_length(metric: Metric, curves) -> Tensor:
-    """Length L = Σ_k √(v_kᵀ g(m_k) v_k) of polylines (b, points, d), (b,); midpoint rule.
-
-    Raises:
-        ValueError: not (b, points >= 2, d), or a segment whose squared length is negative or not
-            finite (says where).
-    """
-    return _squares(metric, curves).sqrt().sum(1)
-
-
-def equidistant(metric: Metric, curves, n: int) -> Tensor:
-    """n points equally spaced in metric length along polylines (b, points, d), (b, n, d).
-
-    Ends are kept; linear within a segment, length by the midpoint rule. Raises as `curve_length`,
-    and a ValueError for n < 2.
-    """
-    if n < 2:
-        raise ValueError(f"n = {n}; expected at least the two end points")
-    squares = _squares(metric, curves)
-    x = torch.as_tensor(curves).to(squares)
-    along = torch.nn.functional.pad(squares.sqrt().cumsum(1), (1, 0))
-    target = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) * along[:, -1:]
-    k = torch.searchsorted(along, target.contiguous(), right=True) - 1
-    k = k.clamp(0, x.shape[1] - 2)
-    width = along.gather(1, k + 1) - along.gather(1, k)
-    share = (target - along.gather(1, k)) / torch.where(width > 0, width, 1)
-    index = k[..., None].expand(-1, -1, x.shape[2])
-    left, right = x.gather(1, index), x.gather(1, index + 1)
-    result = left + share[..., None] * (right - left)
-    return torch.cat([x[:, :1], result[:, 1:-1], x[:, -1:]], 1)
-
-
-def _squares(metric: Metric, curves) -> Tensor:
-    """Squared segment lengths v_kᵀ g(m_k) v_k, (b, points - 1), checked."""
-    x = torch.as_tensor(curves)
-    x = x if x.is_floating_point() else x.double()
-    if x.ndim != 3 or x.shape[1] < 2:
-        raise ValueError(f"curves has shape {tuple(x.shape)}; expected (b, points >= 2, d)")
-    middle, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
-    g = metric(middle.flatten(0, 1)).unflatten(0, middle.shape[:2])
-    squares = torch.einsum("bki,bkij,bkj->bk", v, g, v)
-    bad = ~(squares >= 0) | torch.isinf(squares)
-    if bad.any():
-        b, k = bad.nonzero()[0].tolist()
+def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
+    start, end = as_points(as_double(start), "start"), as_points(as_double(end), "end")
+    if start.shape != end.shape:
         raise ValueError(
-            f"curve {b} has squared length {squares[b, k].item():.3g} at "
-            f"t = {middle[b, k].tolist()}; the metric is not finite and positive there"
-        )
-    return squares
-
-
-def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
-    start, end = as_points(start, "start"), as_points(end, "end")
-    if start.shape != end.shape or start.dtype != end.dtype:
-        raise ValueError(
-            f"start is {tuple(start.shape)} {start.dtype}, end is {tuple(end.shape)} {end.dtype}; "
-            "expected two (b, d) of one dtype"
+            f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
         )
     if points < 3:
         raise ValueError(f"points = {points}; expected at least 3: two ends and one between")
-    return start.detach(), end.detach()
+    return start, end
 
 
-def _check_box(box, start: Tensor, end: Tensor) -> Tensor | None:
+def _check_box(box: Values | None, start: Tensor, end: Tensor) -> Tensor | None:
     if box is None:
         return None
-    box = torch.as_tensor(box).to(start)
+    box = as_double(box).to(start)
     if box.shape != (2, start.shape[1]) or not (box[0] < box[1]).all():
         raise ValueError(f"box = {box.tolist()}; expected (2, d): lower corner below upper corner")
     for name, t in (("start", start), ("end", end)):
@@ -234,39 +199,78 @@ def _check_box(box, start: Tensor, end: Tensor) -> Tensor | None:
     return box
 
 
-def _lift(metric: Metric, floor: float) -> Metric:
-    """The regularised metric g + floor · I."""
-    return lambda t: metric(t) + floor * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
-
-
 def _straight(start: Tensor, end: Tensor, points: int) -> Tensor:
     s = torch.linspace(0, 1, points, dtype=start.dtype, device=start.device)[:, None]
     return torch.lerp(start[:, None], end[:, None], s)
 
 
-def _path(metric: Metric, x: Tensor, straight: Tensor, converged: Tensor) -> Path:
-    if not converged.all():
-        rows = (~converged).nonzero()[:, 0]
+def _check_way(metric: Metric, straight: Tensor) -> Tensor:
+    """Length of the straight line, (b,), once the metric is known to be positive on it."""
+    with torch.no_grad():
+        check_positive(metric(straight.flatten(0, 1)), straight.flatten(0, 1))
+        return measure(metric, straight[:, [0, -1]])[0]
+
+
+def _relaxed(
+    metric: Metric, x: Tensor, box: Tensor | None, max_iterations: int, straight_length: Tensor
+) -> Path:
+    """Shortest paths from x; those that stepped over something are relaxed on finer panels."""
+    x, own, solved = Relaxation(metric, box, max_iterations, COARSE_SCAN)(x)
+    path = _path(metric, x, straight_length, solved)
+    stepped = path.length > (1 + STEPPED) * own
+    if not stepped.any():
+        return path
+    again = Relaxation(metric, box, max_iterations, 2 * SCAN)(x[stepped])
+    x[stepped], own[stepped], solved[stepped] = again
+    path = _path(metric, x, straight_length, solved)
+    return _unless_longer(path, own)
+
+
+def _path(metric: Metric, x: Tensor, straight_length: Tensor, solved: Tensor) -> Path:
+    """The path with its honest length, converged where solver, quadrature and points allow."""
+    length, error, _ = measure(metric, x, strict=False)
+    settled = torch.isfinite(length) & (error <= SETTLED * length)
+    fine = excess(bends(metric, x)[0]) <= RESOLVED * length
+    return Path(x, length, error, straight_length, solved & settled & fine)
+
+
+def _shorter(one: Path, other: Path) -> Path:
+    """Row by row the shorter path, the converged one where they are equal."""
+    ratio = torch.where(one.length > 0, other.length / one.length, 1)
+    take = (ratio < 1 - 1e-9) | ((ratio < 1 + 1e-9) & other.converged & ~one.converged)
+    columns = ((getattr(path, field.name) for field in fields(path)) for path in (one, other))
+    return Path(*(
+        torch.where(take.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(*columns, strict=True)
+    ))  # fmt: skip
+
+
+def _unless_longer(path: Path, known: Tensor) -> Path:
+    """No path that is longer than a known curve has converged to the shortest."""
+    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * known))
+
+
+def _warn(path: Path) -> Path:
+    rows = (~path.converged).nonzero()[:, 0]
+    if len(rows):
         warnings.warn(
-            f"{len(rows)} of {len(x)} paths did not converge (first: path {int(rows[0])}); "
-            "see .converged",
+            f"{len(rows)} of {len(path.length)} paths did not converge (first: path "
+            f"{int(rows[0])}); see .converged",
             stacklevel=3,
         )
-    with torch.no_grad():
-        lengths = curve_length(metric, x), curve_length(metric, straight)
-    return Path(x, *lengths, converged)
+    return path
 
 
-def _gradient(potential, t: Tensor) -> Tensor:
+def _gradient(potential: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Mean parameters η = ∇ log Z(t), (n, d)."""
     with torch.no_grad():
         return torch.func.grad(lambda s: potential(s).sum())(t)
 
 
-def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
+def _invert_gradient(
+    potential: Callable[[Tensor], Tensor], eta: Tensor, t: Tensor, max_iterations: int, eps: float
+) -> tuple[Tensor, Tensor]:
     """Points where ∇ log Z = eta, by Newton with backtracking from t; (t, solved)."""
     result, solved = t.clone(), torch.zeros(len(t), dtype=torch.bool, device=t.device)
-    eps = torch.finfo(t.dtype).eps
     span = (eta - _gradient(potential, t)).norm(dim=1)
     enough = eps**0.5 * span + 1e3 * eps * eta.norm(dim=1)
     live, share = torch.arange(len(t), device=t.device), t.new_ones(len(t))
@@ -289,7 +293,9 @@ def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
     return result, solved
 
 
-def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
+def _frozen_newton(
+    metric: Metric, x: Tensor, smoothing: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
     """Zero of the detached gradient of one block of curves; (x, converged)."""
     unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     bend = unit.diff(dim=0).diff(dim=0)
@@ -301,7 +307,7 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
         r, flux = state[:2]
         step = torch.linalg.solve_ex(_frozen_jacobian(*state[2:], smooth), -r.flatten(1))[0]
         size = r.flatten(1).norm(dim=1)
-        small = size <= torch.finfo(x.dtype).eps ** 0.5 * flux
+        small = size <= metric.noise**0.5 * flux
         trial = x.clone()
         trial[:, 1:-1] += torch.where(small, 1.0, share)[:, None, None] * step.view_as(r)
         result[live], converged[live] = torch.where(small[:, None, None], trial, x), small
@@ -319,10 +325,10 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
     return result, converged
 
 
-def _frozen_residual(metric, x: Tensor, smooth: Tensor):
+def _frozen_residual(metric: Metric, x: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
     """Detached gradient (b, k, d), size of the flux 2 g v, and blocks ∂flux/∂m, ∂flux/∂v."""
     m, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
-    parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1), 0.0)
+    parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1))
     _, _, flux, _, cross, g = (a.unflatten(0, m.shape[:2]) for a in parts)
     r = flux[:, :-1] - flux[:, 1:] + torch.einsum("ac,bci->bai", smooth, x - x[:, :1])
     return r, flux.flatten(1).norm(dim=1), cross.mT, 2 * g

@@ -1,23 +1,23 @@
-"""Metrics tabulated on a grid, and shortest paths on that grid."""
+"""Metrics tabulated on a grid."""
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from lib.geometry.checks import Metric, as_points, check_positive
+from lib.geometry.checks import as_points, check_positive
 
 # A symmetric 2 x 2 matrix is m I + a diag(1, -1) + b offdiag(1, 1).
 _BASIS = torch.tensor(
     [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], [[0.0, 1.0], [1.0, 0.0]]],
     dtype=torch.float64,
 )
+
+# Orders of the derivatives along the two axes: value, slopes, second derivatives.
+_ORDERS = [0, 1, 0, 2, 1, 0], [0, 0, 1, 0, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class GridMetric:
 
     def __call__(self, t) -> Tensor:
         """Metric at t, (n, 2) -> (n, 2, 2)."""
-        cell, offsets = self._locate(as_points(t))
-        left, right = (torch.stack([u**3, u**2, u, torch.ones_like(u)], -1) for u in offsets)
-        p = torch.einsum("nci,ni->nc", self._rows(cell, left), right)
+        cell, offsets = self._locate(as_points(t).to(self.coefficients))
+        left, right = (torch.stack([u * u * u, u * u, u, torch.ones_like(u)], -1) for u in offsets)
+        products = (left[:, :, None] * right[:, None]).flatten(1)
+        p = (self.coefficients[cell].flatten(2) * products[:, None]).sum(2)
         cosh, sinh = _hyperbolic(p[:, 1] ** 2 + p[:, 2] ** 2)[:2]
         scale = p[:, 0].exp()
         parts = torch.stack([scale * cosh, scale * sinh * p[:, 1], scale * sinh * p[:, 2]], -1)
@@ -50,24 +51,20 @@ class GridMetric:
 
     def jet(self, t) -> tuple[Tensor, Tensor, Tensor]:
         """g (n, 2, 2), ∂g (n, 2, 2, 2) and ∂²g (n, 2, 2, 2, 2), derivative axes last, no graph."""
-        t = as_points(t).detach()
+        t = as_points(t).detach().to(self.coefficients)
         cell, offsets = self._locate(t)
         inside = [
             ((x >= axis[0]) & (x <= axis[-1])).to(t.dtype)
             for x, axis in zip(t.unbind(1), self.axes, strict=True)
         ]
         left, right = (_powers(u, i) for u, i in zip(offsets, inside, strict=True))
-        table = left[:, None] @ self.coefficients[cell] @ right.mT[:, None]  # (n, 3, order, order)
-        p = table[:, :, 0, 0]
-        dp = torch.stack([table[:, :, 1, 0], table[:, :, 0, 1]], -1)
-        mixed = table[:, :, 1, 1]
-        ddp = torch.stack([table[:, :, 2, 0], mixed, mixed, table[:, :, 0, 2]], -1).unflatten(
-            -1, (2, 2)
-        )
+        products = left[:, _ORDERS[0], :, None] * right[:, _ORDERS[1], None]
+        table = self.coefficients[cell].flatten(2) @ products.flatten(2).mT  # (n, 3, 6)
+        p, dp, ddp = table[..., 0], table[..., 1:3], table[..., [3, 4, 4, 5]].unflatten(-1, (2, 2))
         value, first, second = _exponential_jet(p)
         d_parts = first @ dp
-        dd_parts = torch.einsum("nopq,npk,nql->nokl", second, dp, dp)
-        dd_parts = dd_parts + torch.einsum("nop,npkl->nokl", first, ddp)
+        dd_parts = dp.mT[:, None] @ (second @ dp[:, None])
+        dd_parts = dd_parts + (first @ ddp.flatten(2)).unflatten(-1, (2, 2))
         return _assemble(value), _assemble(d_parts), _assemble(dd_parts)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -81,9 +78,6 @@ class GridMetric:
             cell = cell * (len(axis) - 1) + i
             offsets.append(x - axis[i])
         return cell, offsets
-
-    def _rows(self, cell: Tensor, left: Tensor) -> Tensor:
-        return torch.einsum("ncij,ni->ncj", self.coefficients[cell], left)
 
 
 def from_grid(axes, values, *, floor: float = 0.0) -> GridMetric:
@@ -194,115 +188,3 @@ def _exponential_jet(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _assemble(parts: Tensor) -> Tensor:
     """Components (n, 3, ...) to matrices (n, 2, 2, ...)."""
     return torch.einsum("no...,oij->nij...", parts, _BASIS.to(parts))
-
-
-def graph_distance(
-    metric: Metric,
-    start,
-    end,
-    *,
-    box,
-    resolution: int = 48,
-    reach: int = 3,
-    points: int = 64,
-) -> tuple[Tensor, Tensor]:
-    """Shortest paths on a grid graph under a tensor metric, a global check of geodesics.
-
-    Dijkstra on resolution^d nodes, each joined to all nodes at coprime offsets up to `reach` per
-    axis; an edge weighs the Simpson length of its straight segment. End points join their nearest
-    node. Up to that quadrature the result is the length of a curve, hence an upper bound, high by
-    a few per cent for the limited directions, more where the metric is very anisotropic.
-
-    Args:
-        metric: (n, d) -> (n, d, d).
-        start, end: (b, d), inside the box.
-        box: (2, d) corners.
-        resolution: nodes per axis.
-        reach: largest offset of the neighbourhood.
-        points: points of the returned paths.
-
-    Returns:
-        Lengths (b,), and the paths (b, points, d), equally spaced in coordinates.
-
-    Raises:
-        ValueError: resolution <= reach, points < 2, or shapes that do not match.
-    """
-    start, end = as_points(start, "start"), as_points(end, "end")
-    if start.shape != end.shape or resolution <= reach or points < 2:
-        raise ValueError(
-            f"start {tuple(start.shape)}, end {tuple(end.shape)}, resolution = {resolution}, "
-            f"reach = {reach}, points = {points}; expected equal shapes, resolution > reach, "
-            "points >= 2"
-        )
-    box = torch.as_tensor(box).to(start)
-    axes = [torch.linspace(*side.tolist(), resolution).to(start) for side in box.T]
-    nodes = torch.cartesian_prod(*axes).reshape(-1, len(axes))
-    graph = _grid_graph(metric, nodes, resolution, reach)
-    first, last = (_nearest(t, box, resolution) for t in (start, end))
-    sources, row = np.unique(first, return_inverse=True)
-    distance = np.empty(len(first))
-    routes: list[list[int]] = [[] for _ in first]
-    for block in np.array_split(np.arange(len(sources)), max(1, len(sources) // 128)):
-        far, before = dijkstra(graph, indices=sources[block], return_predecessors=True)
-        for pair in np.flatnonzero(np.isin(row, block)):
-            r = row[pair] - block[0]
-            distance[pair] = far[r, last[pair]]
-            routes[pair] = _trace(before[r], first[pair], last[pair])
-    ends = [simpson_length(metric, start, nodes[first]), simpson_length(metric, nodes[last], end)]
-    paths = [
-        _equal_spacing(torch.cat([a[None], nodes[route], b[None]]), points)
-        for a, b, route in zip(start, end, routes, strict=True)
-    ]
-    return torch.from_numpy(distance).to(start) + ends[0] + ends[1], torch.stack(paths)
-
-
-def simpson_length(metric: Metric, start: Tensor, end: Tensor) -> Tensor:
-    """Metric length of the straight segments from start to end, (n,), by Simpson's rule."""
-    v = end - start
-    speeds = [
-        torch.einsum("ni,nij,nj->n", v, metric(start + s * v), v).detach().clamp(min=0).sqrt()
-        for s in (0.0, 0.5, 1.0)
-    ]
-    return (speeds[0] + 4 * speeds[1] + speeds[2]) / 6
-
-
-def _grid_graph(metric: Metric, nodes: Tensor, resolution: int, reach: int) -> csr_array:
-    """Undirected weighted graph of the grid, each edge stored in both directions."""
-    d = nodes.shape[1]
-    index = np.arange(len(nodes)).reshape([resolution] * d)
-    tails, heads = [], []
-    for offset in itertools.product(range(-reach, reach + 1), repeat=d):
-        if math.gcd(*offset) != 1 or offset < (0,) * d:
-            continue
-        inside = [slice(max(0, -k), resolution - max(0, k)) for k in offset]
-        shifted = [slice(max(0, k), resolution - max(0, -k)) for k in offset]
-        tails.append(index[tuple(inside)].ravel())
-        heads.append(index[tuple(shifted)].ravel())
-    tail, head = np.concatenate(tails), np.concatenate(heads)
-    weight = simpson_length(metric, nodes[tail], nodes[head]).cpu().numpy()
-    both = np.concatenate([tail, head]), np.concatenate([head, tail])
-    return csr_array((np.concatenate([weight, weight]), both), shape=(len(nodes),) * 2)
-
-
-def _nearest(t: Tensor, box: Tensor, resolution: int) -> np.ndarray:
-    """Flat index of the grid node nearest to each point."""
-    unit = (t - box[0]) / (box[1] - box[0])
-    steps = (unit * (resolution - 1)).round().long().clamp(0, resolution - 1).cpu().numpy()
-    return np.ravel_multi_index(steps.T, [resolution] * t.shape[1])
-
-
-def _trace(before: np.ndarray, first: int, last: int) -> list[int]:
-    """Nodes from first to last by walking the predecessors back."""
-    route = [last]
-    while route[-1] != first:
-        route.append(before[route[-1]])
-    return route[::-1]
-
-
-def _equal_spacing(curve: Tensor, points: int) -> Tensor:
-    """One polyline (k, d) at equally spaced coordinate length, ends kept exactly."""
-    x = curve.detach().cpu().double().numpy()
-    along = np.append(0, np.linalg.norm(np.diff(x, axis=0), axis=1).cumsum())
-    at = np.linspace(0, along[-1], points)
-    result = torch.from_numpy(np.stack([np.interp(at, along, c) for c in x.T], 1)).to(curve)
-    return torch.cat([curve[:1], result[1:-1], curve[-1:]])

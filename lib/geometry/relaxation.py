@@ -1,14 +1,27 @@
-"""Newton relaxation of discrete curves to minimal energy, many at once."""
+"""Newton relaxation of polylines to minimal length, many at once."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lib.geometry.checks import Metric
+from lib.geometry.lengths import (
+    GAUSS_NODES,
+    GAUSS_WEIGHTS,
+    bends,
+    excess,
+    panels,
+    positions,
+    spread,
+)
 from lib.geometry.metric import check_graph
 
-COARSEST = 16  # segments of the first level: fewer could step across a narrow ridge of the metric
-CPU_SEGMENTS = 2**14  # segments relaxed at once on a CPU, so that the working set stays in cache
+COARSEST = 16  # segments of the first level
+GRADINGS = 3  # times that points move to where a path bends
+GRADED = 1e-4  # of a length: excess over the smooth curve from which they do
+ROUNDING = 1e-9  # of a length: what one quadrature may differ from the next by
+CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
 
 
 def block_size(x: Tensor) -> int:
@@ -16,45 +29,131 @@ def block_size(x: Tensor) -> int:
     return max(1, CPU_SEGMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
 
 
-def relax(metric, x: Tensor, box, floor: float, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Minimise the energy from the curves x, coarse to fine; (x, converged)."""
-    levels = [x.shape[1] - 1]
-    while levels[-1] > COARSEST:
-        levels.append((levels[-1] + 1) // 2)
-    finest = torch.finfo(x.dtype).eps ** 0.5
-    done = []
-    for block in x.split(block_size(x)):
+@dataclass(frozen=True)
+class Relaxation:
+    """Shortest polylines under a metric, from given ones with the same ends."""
+
+    metric: Metric
+    box: Tensor | None
+    max_iterations: int
+    scan: int  # fewest panels on which the length of a curve is taken
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Polylines of as many points as x, their length as seen here, and whether it settled."""
+        closed = (x[:, 0] == x[:, -1]).all(1)
+        x = torch.where(closed[:, None, None], x[:, :1], x)
+        length, converged, apart = x.new_zeros(len(x)), closed.clone(), (~closed).nonzero()[:, 0]
+        for rows in apart.split(block_size(x)) if len(apart) else ():
+            x[rows], length[rows], converged[rows] = self._refine(*self._levels(x[rows]))
+        return x, length, converged
+
+    def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Doubling numbers of segments, equally long at the start of every level."""
+        levels = [x.shape[1] - 1]
+        while levels[-1] > COARSEST:
+            levels.append((levels[-1] + 1) // 2)
         for segments in reversed(levels):
-            last = segments == levels[0]
-            block = _resample(block, segments + 1)
-            block, converged = _newton(
-                metric, block, box, floor, finest if last else 1e-3, max_iterations
+            tolerance = self._rounding() if segments == levels[0] else 1e-6
+            x, length, solved = self._solve(
+                x, x.new_full((len(x), segments), 1 / segments), tolerance
             )
-        done.append((block, converged))
-    x, converged = (torch.cat(parts) for parts in zip(*done, strict=True))
-    return x, converged
+        return x, length, solved
+
+    def _refine(self, x: Tensor, length: Tensor, solved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shorter segments where a path bends, as long as that shortens it."""
+        rows = torch.arange(len(x), device=x.device)
+        for _ in range(GRADINGS):
+            bend, parts = bends(self.metric, x[rows])
+            coarse = excess(bend) > GRADED * length[rows]
+            rows = rows[coarse]
+            if len(rows) == 0:
+                break
+            share = _graded(bend[coarse], parts[coarse])
+            y, new, settled = self._solve(x[rows], share, self._rounding())
+            keep = settled & (new < length[rows])
+            rows = rows[keep]
+            x[rows], length[rows], solved[rows] = y[keep], new[keep], settled[keep]
+        return x, length, solved
+
+    def _rounding(self) -> float:
+        """Relative difference of objectives that means nothing."""
+        return max(ROUNDING, 10 * self.metric.noise)
+
+    def _solve(self, x: Tensor, share: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Newton from the curves x cut into segments of the given shares of the length."""
+        with torch.no_grad():
+            inner = share.cumsum(1)[:, :-1]
+            x = spread(self.metric, x, panels(self.metric, x, scan=self.scan), inner)
+        return self._newton(x, share, tolerance)
+
+    def _newton(self, x: Tensor, share: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Damped projected Newton on every path by itself; converged paths leave the batch."""
+        result, length = x.clone(), x.new_zeros(len(x))
+        converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        live, damping = torch.arange(len(x), device=x.device), x.new_zeros(len(x))
+        system = _system(self.metric, x, share, self.scan)
+        for _ in range(self.max_iterations):
+            step, solved = _step(system, x, self.box, damping)
+            trial = self._moved(x, step)
+            slope = (system.gradient * (trial - x)[:, 1:-1]).sum((1, 2))
+            small = -slope * (1 + damping) <= tolerance * system.value
+            finished = solved & small & (slope <= 0)
+            result[live] = torch.where(finished[:, None, None], trial, x)
+            length[live], converged[live] = system.length, finished
+            if finished.all():
+                break
+            go = ~finished
+            live, x, trial, solved, slope = (a[go] for a in (live, x, trial, solved, slope))
+            damping, system, share = damping[go], system.rows(go), share[go]
+            new = _system(self.metric, trial, share, self.scan)
+            accept = solved & (new.value <= (1 + self._rounding()) * system.value + 1e-4 * slope)
+            x = torch.where(accept[:, None, None], trial, x)
+            system = new.where(accept, system)
+            damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))
+            damping = torch.where(damping < 1e-3, 0.0, damping)
+            result[live], length[live] = x, system.length
+        return result, length, converged
+
+    def _moved(self, x: Tensor, step: Tensor) -> Tensor:
+        trial = torch.cat([x[:, :1], x[:, 1:-1] + step, x[:, -1:]], 1)
+        return trial if self.box is None else trial.clamp(self.box[0], self.box[1])
 
 
-def _resample(x: Tensor, points: int) -> Tensor:
-    """Polylines at another number of equally spaced parameters, ends kept exactly."""
-    if points == x.shape[1]:
-        return x
-    inner = torch.nn.functional.interpolate(x.mT, size=points, mode="linear", align_corners=True).mT
-    return torch.cat([x[:, :1], inner[:, 1:-1], x[:, -1:]], 1)
+def _graded(bend: Tensor, parts: Tensor) -> Tensor:
+    """Shares of the length (b, n) of segments that are shorter where a polyline bends.
+
+    A chord of length δ exceeds a curve of curvature κ by about κ² δ³ / 24, so the least excess of
+    n chords has δ ∝ κ^(−2/3): the cube roots of the excess at the corners are to be equal. Half of
+    the points follow that rule, the others the length.
+    """
+    n, total = parts.shape[1], parts.sum(1, keepdim=True)
+    mass = torch.nn.functional.pad(bend.clamp(min=0) ** (1 / 3), (1, 1))
+    mass = (mass[:, 1:] + mass[:, :-1]) / 2
+    whole = mass.sum(1, keepdim=True)
+    density = (torch.where(whole > 0, mass / whole, parts / total) + parts / total) / 2
+    at = torch.nn.functional.pad((parts / total).cumsum(1), (1, 0))
+    count = torch.nn.functional.pad(density.cumsum(1), (1, 0))
+    wanted = torch.linspace(0, 1, n + 1, dtype=parts.dtype, device=parts.device)
+    k = torch.searchsorted(count, wanted.expand(len(parts), -1).contiguous(), right=True) - 1
+    k = k.clamp(0, n - 1)
+    inside = (wanted - count.gather(1, k)) / density.gather(1, k)
+    place = at.gather(1, k) + inside.clamp(0, 1) * (at.gather(1, k + 1) - at.gather(1, k))
+    return place.diff(dim=1)
 
 
 @dataclass
 class _System:
-    """Energy, gradient and the two block-tridiagonal matrices of a batch of paths."""
+    """Objective, gradient and the two block-tridiagonal matrices of a batch of paths."""
 
-    energy: Tensor  # (b,)
+    value: Tensor  # (b,)
+    length: Tensor  # (b,)
     gradient: Tensor  # (b, k, d), interior points
     diagonal: Tensor  # (b, k, d, d), Hessian
     upper: Tensor  # (b, k - 1, d, d)
     sobolev: Tensor  # (b, k, d, d), the same with the metric held fixed: always positive
     sobolev_upper: Tensor
 
-    def parts(self):
+    def parts(self) -> list[Tensor]:
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
     def rows(self, index: Tensor) -> "_System":
@@ -65,40 +164,7 @@ class _System:
         return _System(*(torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
-def _newton(metric, x, box, floor, tolerance: float, max_iterations: int):
-    """Damped projected Newton on every path by itself; converged paths leave the batch."""
-    result, converged = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    live = torch.arange(len(x), device=x.device)
-    damping = x.new_zeros(len(x))
-    system = _system(metric, x, floor)
-    for _ in range(max_iterations):
-        step, solved = _step(system, x, box, damping)
-        trial = x.clone()
-        trial[:, 1:-1] += step
-        if box is not None:
-            trial = trial.clamp(box[0], box[1])
-        slope = (system.gradient * (trial - x)[:, 1:-1]).sum((1, 2))
-        small = -slope * (1 + damping) <= tolerance**2 * system.energy
-        finished = solved & small & (slope <= 0)
-        result[live] = torch.where(finished[:, None, None], trial, x)
-        converged[live] = finished
-        if finished.all():
-            break
-        go = ~finished
-        live, x, trial, solved, slope = (a[go] for a in (live, x, trial, solved, slope))
-        damping, system = damping[go], system.rows(go)
-        new = _system(metric, trial, floor)
-        slack = 8 * torch.finfo(x.dtype).eps * system.energy
-        accept = solved & (new.energy <= system.energy + 1e-4 * slope + slack)
-        x = torch.where(accept[:, None, None], trial, x)
-        system = new.where(accept, system)
-        damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))
-        damping = torch.where(damping < 1e-3, 0.0, damping)
-        result[live] = x
-    return result, converged
-
-
-def _step(system: _System, x: Tensor, box, damping: Tensor) -> tuple[Tensor, Tensor]:
+def _step(system: _System, x: Tensor, box: Tensor | None, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Newton step of the damped Hessian on the free coordinates, and whether it was positive."""
     weight = damping[:, None, None, None]
     diagonal = system.diagonal + weight * system.sobolev
@@ -116,30 +182,70 @@ def _step(system: _System, x: Tensor, box, damping: Tensor) -> tuple[Tensor, Ten
     return torch.where(solved[:, None, None], step, 0.0), solved
 
 
-def _system(metric, x: Tensor, floor: float) -> _System:
-    """Energy, gradient and Hessian from the segments' derivatives in midpoint and chord."""
+def _system(metric: Metric, x: Tensor, share: Tensor, scan: int) -> _System:
+    """Σ_k L_k² / w_k, which is least for the shortest polyline, its segments long in shares w_k.
+
+    Unlike Σ_k L_k it holds the points apart along the curve; unlike the energy it lets the speed
+    vary within a segment, so a ridge needs no more points than the bend of the curve.
+    """
     b, n = x.shape[0], x.shape[1] - 1
-    m, v = ((x[:, 1:] + x[:, :-1]) / 2).flatten(0, 1), x.diff(dim=1).flatten(0, 1)
-    parts = segment_jet(metric, m, v, floor)
-    e, e_m, e_v, e_mm, e_mv, g = (n * part.unflatten(0, (b, n)) for part in parts)
-    energy = torch.where((e >= 0).all(1) & torch.isfinite(e).all(1), e.sum(1), torch.inf)
-    bend, cross = e_mm / 4 + 2 * g, (e_mv + e_mv.mT) / 2
+    with torch.no_grad():
+        found = panels(metric, x, scan=scan)
+    length = found.per_segment(found.length, x)
+    u = found.left[:, None] + found.width[:, None] * GAUSS_NODES.to(x)
+    t, v = positions(x, found.segment, u)
+    parts = segment_jet(metric, t.flatten(0, 1), v.expand_as(t).flatten(0, 1))
+    parts = [part.unflatten(0, u.shape) for part in parts]
+    jet = _length_jet(parts, u - 0.5, found.width[:, None] * GAUSS_WEIGHTS.to(x))
+    sums = (a.new_zeros(b * n, *a.shape[1:]).index_add_(0, found.segment, a) for a in jet)
+    l_m, l_v, l_mm, l_mv, l_vv, g = (a.unflatten(0, (b, n)) for a in sums)
+    scale = (2 * length / share)[..., None]
+    f_m, f_v, scale, pairs = scale * l_m, scale * l_v, scale[..., None], 2 / share[..., None, None]
+    f_mm, f_mv, f_vv = (
+        scale * second + pairs * left[..., :, None] * right[..., None, :]
+        for second, left, right in ((l_mm, l_m, l_m), (l_mv, l_m, l_v), (l_vv, l_v, l_v))
+    )
+    g = scale * g
+    bend, cross, skew = f_mm / 4 + f_vv, (f_mv + f_mv.mT) / 2, (f_mv - f_mv.mT) / 2
     return _System(
-        energy,
-        (e_m / 2 + e_v)[:, :-1] + (e_m / 2 - e_v)[:, 1:],
+        (length.square() / share).sum(1),
+        length.sum(1),
+        (f_m / 2 + f_v)[:, :-1] + (f_m / 2 - f_v)[:, 1:],
         (bend + cross)[:, :-1] + (bend - cross)[:, 1:],
-        (e_mm / 4 + (e_mv - e_mv.mT) / 2 - 2 * g)[:, 1:-1],
-        2 * (g[:, :-1] + g[:, 1:]),
-        -2 * g[:, 1:-1],
+        (f_mm / 4 + skew - f_vv)[:, 1:-1],
+        g[:, :-1] + g[:, 1:],
+        -g[:, 1:-1],
     )
 
 
-def segment_jet(metric, m: Tensor, v: Tensor, floor: float):
-    """e = vᵀ(g(m) + floor I)v, its derivatives e_m, e_v, e_mm, e_mv, and g + floor I."""
-    identity = floor * torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
+def _length_jet(parts: list[Tensor], s: Tensor, weight: Tensor) -> list[Tensor]:
+    """Sums over nodes (p, q) of the speed's derivatives in the middle M and the chord V.
+
+    A node is M + s V, its squared speed e(M + s V, V); the last sum is g / speed, the part of the
+    second derivative in V that is always positive.
+    """
+    e, e_m, e_v, e_mm, e_mv, g = parts
+    speed = e.sqrt()
+    weight = weight / torch.where(speed > 0, speed, 1)
+    s_m, s_v = e_m / 2, s[..., None] * e_m / 2 + e_v / 2  # speed times its gradient
+    unit = torch.where(e > 0, e, 1)[..., None, None]
+    s = s[..., None, None]
+    mixed = s * e_mm + e_mv
+    second = [
+        e_mm / 2 - s_m[..., :, None] * s_m[..., None, :] / unit,
+        mixed / 2 - s_m[..., :, None] * s_v[..., None, :] / unit,
+        (s * (mixed + e_mv.mT)) / 2 + g - s_v[..., :, None] * s_v[..., None, :] / unit,
+        g,
+    ]
+    first = [torch.einsum("pq,pqi->pi", weight, a) for a in (s_m, s_v)]
+    return first + [torch.einsum("pq,pqij->pij", weight, a) for a in second]
+
+
+def segment_jet(metric: Metric, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """e = vᵀ g(m) v, its derivatives e_m, e_v, e_mm, e_mv, and g."""
     if hasattr(metric, "jet"):
         g, dg, ddg = metric.jet(m)
-        g, slope = g + identity, torch.einsum("nijk,nj->nki", dg, v)
+        slope = torch.einsum("nijk,nj->nki", dg, v)
         gv = (g @ v[:, :, None])[:, :, 0]
         return (
             (v * gv).sum(1),
@@ -153,7 +259,6 @@ def segment_jet(metric, m: Tensor, v: Tensor, floor: float):
         m, v = m.detach().requires_grad_(True), v.detach().requires_grad_(True)
         g = metric(m)
         check_graph(g, m)
-        g = g + identity
         e = torch.einsum("ni,nij,nj->n", v, g, v)
         e_m, e_v = _both(e, m, v)
         columns = [_both(e_m[:, k], m, v) for k in range(m.shape[1])]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib import intervals
 from lib.geometry.boxes import as_box, centres
 from lib.geometry.checks import Potential, Values, float64, require_whole
 from lib.geometry.metric import fisher_metric
@@ -110,11 +111,13 @@ def posterior_convergence(
 
 def _rate(counts: np.ndarray, error: np.ndarray, fitted: np.ndarray) -> Rate:
     """Least-squares slope of log root-mean-square error, with its bootstrap interval."""
-    draws = np.random.default_rng(0).integers(len(error), size=(1000, len(error)))
-    squares = np.concatenate([error[None], error[draws]])[:, :, fitted] ** 2
-    slopes = np.polyfit(np.log(counts[fitted]), np.log(squares.mean(1)).T / 2, 1)[0]
-    low, high = np.quantile(slopes[1:], [0.025, 0.975])
-    return Rate(error, float(slopes[0]), (float(low), float(high)))
+
+    def slope(drawn: np.ndarray) -> float:
+        height = np.log(np.square(drawn[:, fitted]).mean(0)) / 2
+        return np.polyfit(np.log(counts[fitted]), height, 1)[0]
+
+    found = intervals.bootstrap(error, statistic=slope, draws=1000)
+    return Rate(error, found.value, (found.low, found.high))
 
 
 def _counts(

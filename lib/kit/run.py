@@ -53,8 +53,10 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     profile = os.environ.get("KIT_PROFILE") or profile
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}{session.nearest(profile, PROFILES)}")
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", notebook):
-        raise ValueError(f"notebook is {notebook!r}: expected a name like '01_ising'")
+    if not re.fullmatch(r"(evidence/)?\d\d_[a-z0-9_]+", notebook):
+        raise ValueError(
+            f"notebook is {notebook!r}: expected a name like '01_ising' or 'evidence/01_ising'"
+        )
     if type(seed) is not int or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected an integer, 0 or larger")
     chosen = {name: _choose(name, values, profile) for name, values in sizes.items()}

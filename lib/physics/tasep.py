@@ -106,7 +106,7 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     tau = check_reals("occupied", occupied, "zeros and ones")
     if tau.ndim != 1 or tau.size == 0 or not np.isin(tau, (0, 1)).all():
         raise ValueError(
-            f"occupied has shape {tau.shape}; give one chain (N,) of zeros and ones, N >= 1"
+            f"occupied has shape {tau.shape}; allowed is one chain (N,) of zeros and ones"
         )
     alpha, beta = _rates(alpha, 1.0, batch=True)[0], _rates(1.0, beta, batch=True)[1]
     table = np.empty((alpha.size, beta.size))

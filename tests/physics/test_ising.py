@@ -285,7 +285,7 @@ def test_the_callers_arrays_are_left_alone():
     np.testing.assert_array_equal(np.stack([beta, field]), [[0.3, 0.5], [0.1, -0.1]])
 
 
-@pytest.mark.parametrize("size", [3, 8, 13])
+@pytest.mark.parametrize("size", [3, 8, 13, 40])
 @pytest.mark.parametrize("start", ["hot", "cold"])
 def test_tensor_and_compiled_code_draw_the_same_configurations(size, start):
     beta = np.concatenate([np.linspace(0, 1.2, 30), [10.0, 10.0]])

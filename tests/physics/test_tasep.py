@@ -357,6 +357,36 @@ def test_the_probability_of_a_long_chain_on_a_grid():
     np.testing.assert_allclose(mirrored, table.T, atol=1e-8)
 
 
+def exact_log_probability(tau, alpha, beta):
+    """The sum over partner rows in rational arithmetic."""
+    a, b = ((1 - Fraction(rate)) / Fraction(rate) for rate in (alpha, beta))
+    w = [Fraction(1)] + [Fraction(0)] * len(tau)
+    for particle in tau:
+        neighbours = [0, *w[:-1]] if particle else [*w[1:], 0]
+        first = 0 if particle else a * w[0]
+        w = [v + n for v, n in zip(w, neighbours, strict=True)]
+        w[0] += first
+    total = sum(v * b**h for h, v in enumerate(w))
+    return log_fraction(total) - log_fraction(exact_partition(alpha, beta, len(tau)))
+
+
+@pytest.mark.parametrize("rates", [(1e-10, 1e-12), (1e-300, 1e-300), (1e-120, 0.5), (1.0, 1e-200)])
+def test_the_probability_of_a_chain_is_that_of_rational_arithmetic_at_extreme_rates(rates):
+    # In the first, heights differ by more than the range of a float, and the lowest do not win.
+    for tau in ([1] * 100 + [0] * 40, [0] * 40 + [1] * 100, [1, 0] * 50, [0] * 60, [1] * 60):
+        exact = exact_log_probability(tau, *rates)
+        rounding = 1e-14 * len(tau) * abs(np.log(min(rates)))
+        found = tasep.log_probability(tau, *rates)[0, 0]
+        assert found == pytest.approx(exact, rel=1e-12, abs=rounding)
+
+
+def test_the_rate_that_is_wrong_is_the_one_named():
+    with pytest.raises(ValueError, match="beta holds 2.0"):
+        tasep.log_probability([0, 1], 0.5, 2.0)
+    with pytest.raises(ValueError, match="alpha holds 5e-324; allowed is a rate in"):
+        tasep.log_partition(5e-324, 0.5, 4)
+
+
 def test_scalars_and_grids_keep_their_shape():
     assert tasep.sample(0.3, 0.4, 5).shape == (1, 5)
     assert tasep.sample(0.3, [0.4, 0.5], 5).shape == (2, 5)
