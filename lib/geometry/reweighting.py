@@ -39,6 +39,7 @@ class Reweighted(nn.Module):
 
     def __init__(self, statistics: Tensor, log_weights: Tensor):
         super().__init__()
+        self.config = dict(statistics=statistics, log_weights=log_weights)
         self.register_buffer("statistics", statistics)
         self.register_buffer("log_weights", log_weights)
 
@@ -182,7 +183,7 @@ def _refuse_gaps(log: Tensor, count: Tensor, share: Tensor) -> None:
     n = count.sum()
     p = log.softmax(0) / (count / n).sqrt()[:, None]
     bridge = n.item() * (1 - torch.linalg.eigvalsh((p * share) @ p.T)[-2:][0].item())
-    if len(count) > 1 and bridge < 1:
+    if len(count) > 1 and bridge < 1e-3:
         raise ValueError(
             f"the labels fall into groups that {bridge:.2g} samples bridge, so that log Z of one "
             "group says nothing about another; give samples with labels between them"

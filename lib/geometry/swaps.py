@@ -36,18 +36,29 @@ TOLERANCE = 1e-10  # nats per pair that a step may still promise
 BLOCK = 50_000  # pairs at a time
 
 
+class LinearStatistic(nn.Module):
+    """f = A z, features (n, k) to (n, d) float64; matrix: A transposed, (k, d)."""
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.config = dict(matrix=matrix)
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, features: Values) -> Tensor:
+        """f of each row of features; ValueError on another number of them than in the fit."""
+        z, k = as_points(features, "features").to(self.matrix), len(self.matrix)
+        if z.shape[1] != k:
+            raise ValueError(f"features have shape {tuple(z.shape)}; the fit read (n, {k})")
+        return z @ self.matrix
+
+
 @dataclass
 class SwapFit(Fit):
-    """A fit whose network is the matrix A: features (n, k) -> f = A z (n, d), in units of 1/θ."""
+    """A fit whose network is a `LinearStatistic`, in units of 1/θ, and reads features."""
 
     def statistic(self, samples: Values) -> Tensor:
         """f = A z of features z (n, k), shape (n, d) float64, up to a constant."""
-        z = as_points(samples, "features").double().cpu()
-        k = self.network.in_features
-        if z.shape[1] != k:
-            raise ValueError(f"features have shape {tuple(z.shape)}; the fit read (n, {k})")
-        with torch.no_grad():
-            return self.network(z)
+        return self.network(samples)
 
 
 def fit_swaps(
@@ -77,11 +88,8 @@ def fit_swaps(
     z, t = _checked(features, t)
     theta = mapped(natural or identity, t)
     a, history = _regression(z, theta, partners)
-    network = nn.Linear(*a.shape, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        network.weight.copy_(a.T)
     potential = reweight(z @ a, t, natural=natural, cells=cells)
-    return SwapFit(potential, network, natural or identity, history)
+    return SwapFit(potential, LinearStatistic(a), natural or identity, history)
 
 
 def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:
