@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.geometry.boxes import warn_uneven
-from lib.geometry.checks import Natural, Values, float64, mapped, require_finite
+from lib.geometry.checks import Natural, Values, as_tensor, float64, mapped, require_finite
 
 STEPS = 60
 
@@ -83,7 +83,7 @@ def reweight(
     energies = theta @ f.T
     phi = _newton(phi, energies, weights, share, tolerance)
     mixture = torch.logsumexp(energies - phi[:, None] + weights.log()[:, None], 0)
-    return Reweighted(f, share.log() - mixture)
+    return Reweighted(f, share.log() - mixture).to(as_tensor(statistics, "statistics").device)
 
 
 def _newton(
@@ -163,7 +163,7 @@ def _checked(
     statistics: Values, t: Values, edges: Sequence[Values]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     f, t = float64(statistics, "statistics").cpu(), float64(t, "t").cpu()
-    edges = [float64(edge, "edges") for edge in edges]
+    edges = [float64(edge, "edges").cpu() for edge in edges]
     if f.ndim != 2 or f.shape != t.shape or len(edges) != t.shape[1]:
         raise ValueError(
             f"statistics, t have shapes {tuple(f.shape)}, {tuple(t.shape)} and there are "
