@@ -22,6 +22,7 @@ from lib.geometry.checks import (
     Natural,
     Values,
     as_points,
+    as_tensor,
     float64,
     mapped,
     require_finite,
@@ -92,7 +93,8 @@ def reweight(
     share = repeats.double() / len(t)
     phi = _newton(_integrated(nodes, means), energies, count / len(t), share, tolerance)
     _refuse_gaps(energies - phi[:, None], count, share)
-    return Reweighted(f, share.log() - torch.logsumexp(energies - phi[:, None], 0))
+    mixture = torch.logsumexp(energies - phi[:, None], 0)
+    return Reweighted(f, share.log() - mixture).to(as_tensor(statistics, "statistics").device)
 
 
 def label_cells(theta: Tensor, f: Tensor, most: int) -> Tensor:

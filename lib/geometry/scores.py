@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lib.geometry.checks import Potential, Values, float64
+from lib.intervals import as_array
 
 
 def value_and_gradient(function: Potential, t: Values) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +19,7 @@ def value_and_gradient(function: Potential, t: Values) -> tuple[np.ndarray, np.n
 
 def rmse(estimate: Values, truth: Values, *, where: Values | slice = slice(None)) -> float:
     """Root mean square of estimate − truth over the points `where`."""
-    difference = np.asarray(estimate)[where] - np.asarray(truth)[where]
+    difference = as_array(estimate)[where] - as_array(truth)[where]
     return float(np.sqrt(np.mean(difference**2)))
 
 
@@ -27,23 +28,23 @@ def field_scores(field: Sequence[Values], truth: Sequence[Values]) -> np.ndarray
 
     field, truth: pairs of values (n,) and gradients (n, d), both under one alignment.
     """
-    columns = [np.column_stack(pair) for pair in (field, truth)]
+    columns = [np.column_stack([as_array(part) for part in pair]) for pair in (field, truth)]
     return np.array([rmse(a, b) for a, b in zip(*(c.T for c in columns), strict=True)])
 
 
 def affine_fit(t: Values, values: Values) -> tuple[np.ndarray, np.ndarray]:
     """Best affine function of t, with its gradient: the trivial predictor of any potential."""
-    t = np.asarray(t)
+    t = as_array(t)
     columns = np.column_stack([np.ones(len(t)), t])
-    solution = np.linalg.lstsq(columns, values, rcond=None)[0]
+    solution = np.linalg.lstsq(columns, as_array(values), rcond=None)[0]
     return columns @ solution, np.broadcast_to(solution[1:], t.shape)
 
 
 def separable_quadratic(t: Values, values: Values) -> tuple[np.ndarray, np.ndarray]:
     """Best a + Σ (b_i t_i + c_i t_i²), with its gradient: a bowl, no phase transition."""
-    t = np.asarray(t)
+    t = as_array(t)
     columns = np.column_stack([np.ones(len(t)), t, t**2])
-    solution = np.linalg.lstsq(columns, values, rcond=None)[0]
+    solution = np.linalg.lstsq(columns, as_array(values), rcond=None)[0]
     d = t.shape[1]
     return columns @ solution, solution[1 : d + 1] + 2 * solution[d + 1 :] * t
 
@@ -52,7 +53,7 @@ def central_slopes(
     function: Callable[[np.ndarray], np.ndarray], t: Values, step: float = 1e-5
 ) -> np.ndarray:
     """Gradient (n, d) of a row-wise function of t (n, d) by central differences."""
-    t = np.asarray(t, dtype=np.float64)
+    t = as_array(t)
     moves = step * np.eye(t.shape[1])
     return np.stack([(function(t + h) - function(t - h)) / (2 * step) for h in moves], 1)
 
@@ -62,7 +63,7 @@ def first_below(x: Values, values: Values, level: float) -> float:
 
     The first x where they start below it, the last where they never get there.
     """
-    x, values = np.asarray(x), np.asarray(values)
+    x, values = as_array(x), as_array(values)
     below = np.flatnonzero(values < level)
     if len(below) == 0 or below[0] == 0:
         return float(x[0 if len(below) else -1])
@@ -76,7 +77,7 @@ def metric_error(estimate: Values, exact: Values, *, least: float = 0.01) -> np.
 
     estimate, exact: (n, d, d); Frobenius norms.
     """
-    estimate, exact = np.asarray(estimate), np.asarray(exact)
+    estimate, exact = as_array(estimate), as_array(exact)
     size = np.linalg.norm(exact, axis=(1, 2))
     where = size > least * size.max()
     error = np.linalg.norm(estimate - exact, axis=(1, 2))[where] / size[where]
