@@ -139,7 +139,7 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
                 progress_bar={"disable": not sys.stderr.isatty()},
                 execution_timeout=CELL_TIMEOUT,
                 on_cell_start=cell_starts,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except BaseException as cause:  # also an interrupt: what ran is kept, nothing counts as done
         kept = session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
