@@ -14,7 +14,6 @@ import inspect
 import io
 import itertools
 import json
-import os
 import sys
 import types
 import warnings
@@ -30,7 +29,7 @@ import torch
 from lib.kit import codec, digests, session
 from lib.kit.digests import weights
 
-__all__ = ["cached", "folder", "key", "weights"]
+__all__ = ["cached", "folder", "key", "path", "weights"]
 
 VERSIONED = ("numpy", "scipy", "numba", "torch", "diffusers", "transformers", "resvg-py")
 _first_seen: dict[digests.Reference, str] = {}
@@ -62,12 +61,17 @@ def cached(function: Callable, /, *args, **kwargs) -> object:
 
 def key(function: Callable, /, *args, **kwargs) -> str:
     """Return the key under which `cached` keeps this call: 64 hexadecimal digits."""
-    return _entry(*_flatten(function, args, kwargs))[0].stem
+    return path(function, *args, **kwargs).stem
+
+
+def path(function: Callable, /, *args, **kwargs) -> Path:
+    """Return the file in which `cached` keeps this call, there or not."""
+    return _entry(*_flatten(function, args, kwargs))[0]
 
 
 def folder() -> Path:
     """Return the cache folder (`KIT_CACHE`, or cache/ under the root)."""
-    return Path(os.environ.get("KIT_CACHE") or session.root() / "cache")
+    return session.cache_folder()
 
 
 def _flatten(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict]:

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import pages, scorecard, session, stamps
+from lib.kit import kernels, pages, progress, scorecard, session, stamps
 
 PROFILES = ("smoke", "quick", "full", "paper")
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 CELL_TIMEOUT = None  # full runs last a night
+INTERRUPTED = 130  # the exit status of a shell after Ctrl-C
 
 
 class RunFailed(Exception):
@@ -48,8 +49,6 @@ def run(names: list[str], profile: str, settings: Mapping[str, object], force: b
         except RunFailed as failure:
             print(f"{name}: {failure}", flush=True)
             failed.append(str(failure.kept.relative_to(session.root())))
-            if isinstance(failure.__cause__, KeyboardInterrupt):
-                break
     if failed:
         print(f"failed, kept with its traceback: {', '.join(failed)}", flush=True)
     return int(bool(failed))
@@ -68,7 +67,9 @@ def _run_if_stale(name: str, profile: str, settings: Mapping, force: bool) -> No
         stamps.stamp_file(name, profile).unlink(missing_ok=True)
         outputs = _publish_outputs(name, profile)
         stamps.write_stamp(name, made_from, outputs, _notes(seconds))
-    print(f"{name} {profile}: done in {seconds:.0f} s", flush=True)
+    places = sorted({str(path.parent.relative_to(session.root())) for path in outputs})
+    where = f", written to {' and '.join(places)}" if places else ""
+    print(f"{name} {profile}: done in {progress.duration(seconds)}{where}", flush=True)
 
 
 def _checked_parameters(name: str, profile: str, settings: Mapping) -> dict[str, object]:
@@ -124,7 +125,10 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
     stamp = stamps.committed_text(name, made_from)
     started = time.monotonic()
     try:
-        with _kernel_environment(staging, made_from):
+        with (
+            kernels.environment(staging, made_from),
+            progress.lines(f"{name} {profile}", stamps.read_notebook(name)) as cell_starts,
+        ):
             papermill.execute_notebook(
                 stamps.notebooks()[name],
                 partial,
@@ -134,13 +138,16 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
                 cwd=session.root(),
                 progress_bar={"disable": not sys.stderr.isatty()},
                 execution_timeout=CELL_TIMEOUT,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                on_cell_start=cell_starts,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except BaseException as cause:  # also an interrupt: what ran is kept, nothing counts as done
         kept = session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)
         if partial.is_file():
             os.replace(partial, kept)
+        if isinstance(cause, KeyboardInterrupt):
+            raise
         raise RunFailed(kept, cause) from cause
     os.replace(partial, _executed(name, profile))
     if profile in stamps.COMMITTED:
@@ -149,30 +156,6 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
         book = nbformat.read(_executed(name, profile), as_version=4)
         session.write_atomically(staging / "printed.md", pages.printed(book, profile))
     return time.monotonic() - started
-
-
-@contextlib.contextmanager
-def _kernel_environment(staging: Path, made_from: Mapping) -> Iterator[None]:
-    """Set what the kernel inherits: this interpreter's kernel, this checkout's lib, the folders."""
-    before = dict(os.environ)
-    path = os.pathsep.join([str(session.CHECKOUT), *filter(None, [before.get("PYTHONPATH")])])
-    os.environ.update(
-        KIT_OUTPUT=str(staging),
-        KIT_INPUTS=json.dumps(made_from),
-        PYTHONPATH=path,
-        JUPYTER_PREFER_ENV_PATH="1",  # a user's own kernel named python3 must not win
-        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # is read when CUDA starts
-        TQDM_DISABLE="1",  # no bars in the outputs; `run.bar` draws on the terminal
-    )
-    for name in ("KIT_PROFILE", "JUPYTER_PATH"):
-        os.environ.pop(name, None)
-    if sys.stderr.isatty():
-        os.environ["KIT_TERMINAL"] = os.ttyname(sys.stderr.fileno())
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _publish_outputs(name: str, profile: str) -> list[Path]:
@@ -381,11 +364,21 @@ def main(arguments: list[str] | None = None) -> int:
         "verify": verify,
         "scorecard": lambda: show_scorecard(given.write),
     }
+    began = time.time()
     try:
         return actions[given.command]()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted, {_kept_since(began)} items kept, run again", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _kept_since(began: float) -> int:
+    """How many results the cache has got since then."""
+    entries = session.cache_folder().rglob("*.npz")
+    return sum(path.stat().st_mtime >= began for path in entries)
 
 
 if __name__ == "__main__":
