@@ -30,7 +30,7 @@ def aligned(
     Raises ValueError as `align_affine` does.
     """
     theta = natural(float64(t, "t"))
-    alignment = align_affine(log_z(theta), reference, theta, scale=True)
+    alignment = align_affine(log_z(theta).detach(), reference, theta, scale=True)
 
     def field(t: Values) -> np.ndarray:
         theta = natural(float64(t, "t"))
