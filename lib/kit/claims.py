@@ -3,10 +3,11 @@
 There each claim says what is claimed, the number `reported` by the paper (none where none is known)
 and its `unit`, and what it `asks` of the number we measure, fixed before anything is measured:
 "< 0.0112", "> 0.05", "-0.5 +- 0.05" (nearer to -0.5 than 0.05), or "< " with the name of a number
-that is measured in the same run. `needs` names what the embedded models cannot replace: "sd"
-(Stable Diffusion weights), "celebahq" (CelebA-HQ, church or bedroom weights), "users" (a study
-with people). `setting` is the paper's, `family` what we measure it on; both are, unless given,
-those of the section.
+that is measured in the same run. `rivals` are the numbers to beat, by default all of the row's
+nulls; [] where these are the end of a scale and no rivals. `needs` names what the embedded models
+cannot replace: "sd" (Stable Diffusion weights), "celebahq" (CelebA-HQ, church or bedroom weights),
+"users" (a study with people). `setting` is the paper's, `family` what we measure it on; both are,
+unless given, those of the section.
 """
 
 import tomllib
@@ -65,7 +66,7 @@ def _claims(section: Mapping) -> Iterator[Claim]:
             row.get("needs", ""),
             row.get("setting", section["setting"]),
             row.get("family", section["family"]),
-            parse_bound(row["asks"]) if "asks" in row else None,
+            parse_bound(row["asks"])._replace(rivals=row.get("rivals")) if "asks" in row else None,
         )
 
 

@@ -1,13 +1,14 @@
 """The numbers contract: one row per claim in results.json, a verdict by rule, and a table."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lib.kit import session, stamps
 from lib.kit import verdicts as rule
 from lib.kit.claims import CLAIMS, Claim
-from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, within
+from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
 
 __all__ = [
     "CLAIMS",
@@ -85,12 +86,6 @@ def record(
     return row
 
 
-def verdict(measured, error, bound=None, nulls=None, *, below=None, above=None, null=None) -> str:
-    """Return the verdict on measured ± 2 error by `verdicts.verdict`."""
-    side = Bound("below", below) if above is None else Bound("above", above)
-    return rule.verdict(measured, error, bound or side, nulls if null is None else null)
-
-
 def _write(claim: str, row: dict) -> None:
     path = results_file(session.current().output, session.current().profile)
     rows = {**read(path), claim: row}
@@ -119,10 +114,11 @@ def _agreed(entry: Claim, given: Bound | None) -> Bound:
         raise ValueError(f"{entry.id} has no bound: give bound=results.below(...) or above(...)")
     if asked is None or given is None:
         return given or asked
-    same = (given.value, given.centre) == (asked.value, asked.centre)
-    if given.side != asked.side or not (same or isinstance(asked.value, str)):
+    open_ = isinstance(asked.value, str)
+    same = open_ or math.isclose(given.value, asked.value) and given.centre == asked.centre
+    if given.side != asked.side or not same:
         raise ValueError(f"{entry.id} asks for {asked} in claims.toml, given {given}: mend one")
-    return given
+    return given if given.rivals is not None else given._replace(rivals=asked.rivals)
 
 
 def _kept(bound: Bound) -> dict:
@@ -130,7 +126,9 @@ def _kept(bound: Bound) -> dict:
     kept = {bound.side: rule.plain("bound", bound.value)}
     kept |= {"centre": bound.centre} if bound.side == "within" else {}
     kept |= {"of": [rule.plain("of", item) for item in bound.of]} if bound.of else {}
-    return kept | ({} if bound.rivals is None else {"rivals": rule.numbers(bound.rivals)})
+    if bound.rivals is None:
+        return kept
+    return kept | {"rivals": [rule.plain("rival", item) for item in rule.numbers(bound.rivals)]}
 
 
 def bound_of(row: Mapping) -> Bound | None:
@@ -203,12 +201,12 @@ def measured_text(row: Mapping) -> str:
 
 def _check(claim: str, row: dict) -> None:
     """Refuse a row that says less than the contract asks."""
-    if row["verdict"] not in ("", *rule.VERDICTS):
+    if row["verdict"] not in ("", "not tested here"):
         raise ValueError(
             f"{claim}: verdict is {row['verdict']!r}; it follows from bound, controls and requires"
             ' and is given only as "not tested here"'
         )
-    if row["verdict"] == "not tested here":
+    if row["verdict"]:
         if not row["needs"] or not row["reason"]:
             raise ValueError(
                 f"{claim} cannot be 'not tested here': that takes a reason (given: "

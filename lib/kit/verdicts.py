@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-VERDICTS = ("reproduced", "partly", "not reproduced", "not tested here")
 MOST_FALSE_ALARMS, LEAST_POWER = 0.05, 0.90
 DIGITS = 6  # beyond them, machines differ
 

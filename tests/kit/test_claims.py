@@ -83,6 +83,7 @@ def test_recording_again_replaces_the_row_and_order_does_not_matter(session_in):
         ({"error": -1.0}, "error is"),
         ({"n": 0}, "n >= 1"),
         ({"null": {"affine": float("inf")}}, "affine.*finite"),
+        ({"verdict": "reproduced"}, 'given only as "not tested here"'),
         ({"verdict": "not tested here", "reason": "no time"}, "cannot be 'not tested here'"),
         ({"bound": results.below(0.09)}, "asks for < 0.0883 in claims.toml, given < 0.09"),
         ({"bound": results.above(0.0883)}, "asks for < 0.0883"),

@@ -221,6 +221,23 @@ def test_every_file_of_lib_has_a_normal_form_that_holds_no_version():
         assert '["ctx", [' not in form and '["Load"]' not in form
 
 
+def form_of(text):
+    tree = ast.parse(text).body
+    return json.dumps(syntax.Reader(syntax.parse(text, "lib.x"), lambda parts: None).form(tree))
+
+
+def test_a_normal_form_is_the_same_in_every_python():
+    code = "def f(x, *, y=0):\n    return [x, (y := 2.5), f'{x:>{y}}!', None, ...][1:]\n"
+    assert digests.sha256(form_of(code))[:16] == "fa999a731298be0d"
+
+
+CONSTANTS = ["None", "0", "0.0", "False", "''", "b''", "()", "[]", "{}", "..."]
+
+
+def test_constants_that_are_nothing_are_not_the_same_nothing():
+    assert len({form_of(f"x = {constant}") for constant in CONSTANTS}) == len(CONSTANTS)
+
+
 def test_weights_count_without_their_card_and_metrics(root):
     folder = session.root() / "models" / "tiny"
     folder.mkdir(parents=True)
