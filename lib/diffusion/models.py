@@ -122,8 +122,8 @@ class Generator:
         state = [(n, v) for part in self._parts() for n, v in part.state_dict().items()]
         stamp = tuple((v.data_ptr(), v._version) for _, v in state)
         if self._hash is None or self._hash[0] != stamp:
-            found = folders.weight_hash(state, self.prediction, str(self.alphas.tolist()))
-            self._hash = stamp, found
+            notes = self.prediction, str(self.alphas.tolist())
+            self._hash = stamp, folders.weight_hash(state, *notes)
         return self._hash[1]
 
     def alpha(self, t: int) -> float:
@@ -175,8 +175,7 @@ class Generator:
     def embed(self, prompt: str | Sequence[str] | None, n: int) -> Tensor:
         """Text states (n, tokens, width); each distinct prompt is encoded once and kept.
 
-        Raises ValueError for another number of prompts than n, and for those that do not fit:
-        too long, or with a word that the model's captions do not have.
+        Raises ValueError for other than n prompts, one too long, or a word outside the captions.
         """
         prompts = [prompt or ""] * n if prompt is None or isinstance(prompt, str) else list(prompt)
         if len(prompts) != n:

@@ -5,6 +5,7 @@ Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (202
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import Predict, ddim, rows_per_call, time_grid
 from lib.hspace.deltas import Delta, Sum, finite_number, for_steps
-from lib.hspace.taps import MIDDLE, inject
+from lib.hspace.taps import MIDDLE, inject, shared_encoder
 
 
 class Edit(NamedTuple):
@@ -37,9 +38,10 @@ def predictions(
 ) -> tuple[Tensor, Tensor]:
     """The pair eps(x | Δh), for P, and eps(x), for D, from one call on twice the rows.
 
-    symmetric: the shifted one twice, from one call on the rows alone. With guidance each of the two
-    is guided by its own pair of rows. x: (n, *latent_shape). text: prompt, guidance, negative,
-    class_labels as in `Generator.epsilon`.
+    At the mid-block the two share the way down to it (`taps.shared_encoder`). symmetric: the
+    shifted one twice, from one call on the rows alone. With guidance each of the two is guided by
+    its own pair of rows. x: (n, *latent_shape). text: prompt, guidance, negative, class_labels as
+    in `Generator.epsilon`.
     """
     if symmetric:
         with inject(generator, delta, layer=layer):
@@ -47,7 +49,8 @@ def predictions(
         return eps, eps
     twice = {name: _doubled(value) for name, value in text.items()}
     shifted = [True] * len(x) + [False] * len(x)
-    with inject(generator, delta, rows=shifted, layer=layer):
+    shared = shared_encoder(generator, len(x)) if layer == MIDDLE else nullcontext()
+    with shared, inject(generator, delta, rows=shifted, layer=layer):
         both = generator.epsilon(torch.cat([x, x]), t, **twice)
     return both.chunk(2)
 

@@ -3,7 +3,6 @@
 Averages over samples are in `means`, directions that need no training in `bases`.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib.diffusion import folders
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import ddim, predicted, update
 from lib.hspace import schedule, taps
@@ -148,7 +148,8 @@ def train(
         raise ValueError(f"source = {source!r}: choose 'image' or 'prediction'")
     pairs = schedule.edit_steps(generator, steps, t_edit)
     settings = [steps, t_edit, batch, rate, clip_weight, recon_weight, logarithm, source, text]
-    key = _digest(generator.weight_hash, repr(settings), latents, direction)
+    given = {"latents": latents, "direction": direction}.items()
+    key = folders.weight_hash(given, generator.weight_hash, repr(settings))
     history = _resume(delta, checkpoint, key)
     delta.t_edit, delta.trained_steps = t_edit, steps
     if images is None and source == "image":
@@ -270,11 +271,4 @@ def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[d
 def _hash_of(delta: DeltaBlock | DirectDelta) -> str:
     carried = (delta.t_edit, delta.trained_steps)
     known = [repr(carried)] if carried != (None, None) else []
-    return _digest(*sorted(delta.owners), *delta.state_dict().values(), *known)
-
-
-def _digest(*parts: str | Tensor) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return folders.weight_hash(delta.state_dict().items(), *sorted(delta.owners), *known)
