@@ -9,6 +9,7 @@ import torch
 from table import CASES, EXCEPTIONS
 
 from lib.diffusion import (
+    differentiable,
     folders,
     images,
     mixture,
@@ -101,7 +102,7 @@ def attended(on):
 
 def attend(on):
     attention, x = attended(on)
-    return models.attend(attention, x, None, lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+    return differentiable.attend(attention, x, None, lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
 
 
 def linearised(on):
@@ -151,12 +152,14 @@ CASES |= {
     "diffusion.models.real_numbers": lambda on: models.real_numbers(on(faces()), "x"),
     "diffusion.models.Generator": generator,
     "diffusion.models.load": loaded,
-    "diffusion.models.PlainAttention": lambda on: models.PlainAttention()(*attended(on)),
-    "diffusion.models.attend": attend,
-    "diffusion.models.PlainGroupNorm": lambda on: on(models.PlainGroupNorm(2, 4))(
+    "diffusion.differentiable.PlainAttention": lambda on: differentiable.PlainAttention()(
+        *attended(on)
+    ),
+    "diffusion.differentiable.attend": attend,
+    "diffusion.differentiable.PlainGroupNorm": lambda on: on(differentiable.PlainGroupNorm(2, 4))(
         on(torch.arange(32.0).view(2, 4, 2, 2))
     ),
-    "diffusion.models.make_differentiable": lambda on: models.make_differentiable(
+    "diffusion.differentiable.make_differentiable": lambda on: differentiable.make_differentiable(
         on(torch.nn.Sequential(torch.nn.GroupNorm(2, 4)))
     )(on(torch.arange(8.0).view(2, 4))),
     "diffusion.patterns.Patterns": pattern,
@@ -186,7 +189,17 @@ EXCEPTIONS |= {
     "diffusion.folders.convert_pickle": "from a file to a file, read on the CPU",
     "diffusion.folders.new_folder": "a folder",
     "diffusion.folders.locate": "a folder",
-    "diffusion.folders.read": "reads files onto the CPU; `models.load` moves what it returns",
+    "diffusion.folders.read_json": NUMBERS,
+    "diffusion.folders.refuse_pickle": NUMBERS,
+    "diffusion.reading.read": "reads files onto the CPU; `models.load` moves what it returns",
+    "diffusion.entries.defaults": NUMBERS,
+    "diffusion.entries.check": NUMBERS,
+    "diffusion.entries.as_list": NUMBERS,
+    "diffusion.adm.Layout": NUMBERS,
+    "diffusion.adm.convert": "from a file to a folder, read on the CPU",
+    "diffusion.adm.layout": "shapes in, numbers out",
+    "diffusion.adm.renamed": "part of `convert`, on the CPU",
+    "diffusion.adm.main": "a command",
     "diffusion.folders.without_bars": "a setting of the libraries below",
     "diffusion.mixture.even_alphas": NUMBERS,
     "diffusion.mixture.total_stretch": NUMBERS,
