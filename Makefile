@@ -114,6 +114,9 @@ rehearse: ready ## the paper profile on generated full-size folders, two images,
 	"$(PYTHON)" -m lib.diffusion.rehearsal
 	$(PIPELINE) rehearse
 
+convert: ready ## a .pt of guided or improved diffusion as a folder; ARGS="FILE FOLDER --help"
+	"$(PYTHON)" -m lib.diffusion.adm $(ARGS)
+
 bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks
 

@@ -3,7 +3,7 @@
 Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), appendix; Nichol and
 Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021). A checkpoint is tensors alone:
 its names tell depth, widths, attention and switches; heads, image size and noise are for the caller
-to say, as the published flags do. `python -m lib.diffusion.adm FILE FOLDER --image-size ...`
+to say, as the published flags do. `make convert ARGS="FILE FOLDER --image-size ..."`
 """
 
 import argparse
@@ -39,6 +39,13 @@ ENDS = {
     "middle_block.2": "mid_block.resnets.1",
 }
 DEPTH = {"input_blocks": 3, "output_blocks": 3, "label_emb": 1}  # of a layer's name; else 2
+NEEDED = (
+    "time_embed.0.weight",
+    "input_blocks.0.0.weight",
+    "middle_block.1.qkv.weight",
+    "output_blocks.0.0.in_layers.0.weight",
+    "out.2.bias",
+)
 SPACED = 1000  # the times that the networks were shown, whatever the number of noise levels
 
 
@@ -126,12 +133,19 @@ def layout(state: State) -> Layout:
     A level has n residual blocks, n + 1 on the way up, whose last resizes: the places of the
     resizing layers give n. Raises ValueError, which names the switch, for other networks.
     """
-    for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight"):
+    for name in NEEDED:
         if name not in state:
             raise ValueError(
-                f"no {name} in the checkpoint: it is not of guided or improved diffusion; the "
-                "DDPM files of CelebA-HQ and LSUN (temb.dense.0) are in `folders.HUB`"
+                f"no {name} in the checkpoint: it is no denoiser of guided or improved diffusion "
+                "(a classifier of theirs is none); the DDPM files of CelebA-HQ and LSUN "
+                "(temb.dense.0) are in `folders.HUB`"
             )
+    before, after = state["input_blocks.0.0.weight"].shape[1], len(state["out.2.bias"])
+    if before not in (1, 3) or after not in (before, 2 * before):
+        raise ValueError(
+            f"in_channels = {before}, out_channels = {after}: the kit takes denoisers of grey or "
+            "colour images; an upsampler sees a second image beside its own"
+        )
     count = _blocks(state, "output_blocks")
     ups = [i for i in range(count) if _resizer(state, i) is not None]
     layers = ups[0] if ups else count - 1
@@ -311,7 +325,7 @@ def _scheduler(noise_schedule: str, steps: int) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert one checkpoint from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.diffusion.adm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="convert", description=__doc__)
     parser.add_argument("file")
     parser.add_argument("target")
     parser.add_argument("--image-size", type=int, required=True)

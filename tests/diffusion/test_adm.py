@@ -26,6 +26,7 @@ class Published:
         self.residual_resize = switches.get("residual_resize", False)
         self.heads, self.per_head = switches.get("heads"), switches.get("per_head")
         self.new_order, self.classes = switches.get("new_order", False), switches.get("classes")
+        self.into = switches.get("into", 3)
         self.state, self.draw = {}, torch.Generator().manual_seed(0)
         self.skips, self.plan = [], {"input": [], "middle": [], "output": []}
         self.describe()
@@ -64,7 +65,7 @@ class Published:
         self.affine("time_embed.2", 4 * self.first, 4 * self.first)
         if self.classes:
             self.tensor("label_emb.weight", self.classes, 4 * self.first)
-        self.affine("input_blocks.0.0", self.first, 3, 3, 3)
+        self.affine("input_blocks.0.0", self.first, self.into, 3, 3)
         width, skips, i = self.first, [self.first], 1
         for level, after in enumerate(self.widths):
             for _ in range(self.layers):
@@ -285,7 +286,9 @@ def without(state, start):
         ),
         ({"heads": 1, "mult": (2, 2)}, None, {}, "first width 32 .* 64.*512x512_diffusion.pt"),
         ({"heads": 1}, "input_blocks.2.0.op", {}, "conv_resample = False"),
-        ({"heads": 1}, "time_embed.0", {}, "not of guided or improved diffusion"),
+        ({"heads": 1}, "time_embed.0", {}, "no denoiser of guided or improved diffusion"),
+        ({"heads": 1}, "output_blocks", {}, "a classifier of theirs is none"),
+        ({"heads": 1, "into": 6, "out": 6}, None, {}, "in_channels = 6, .* an upsampler sees"),
         ({"heads": 1}, "output_blocks.1.1.norm", {}, "group_norm"),
         ({"heads": 1}, "extra", {}, "extra.0.weight has no place"),
         ({"heads": 1}, None, {"noise_schedule": "sigmoid"}, "choose 'linear' or 'cosine'"),
