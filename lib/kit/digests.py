@@ -112,7 +112,7 @@ class Library:
                 return None
             self._states[path] = _state(path)
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            self._sources[name] = syntax.parse(path.read_text(), name, package)
+            self._sources[name] = syntax.parse(path.read_text(encoding="utf-8"), name, package)
         return self._sources[name]
 
     def resolve(self, parts: list[str]) -> tuple[str, str, list[str]] | None:

@@ -136,7 +136,7 @@ def bar(items: Iterable, label: str = "", total: int | None = None) -> Iterable:
 def _terminal_bar(items: Iterable, label: str, total: int | None) -> Iterable:
     """Bar on the terminal that the pipeline names; a notebook's outputs stay free of it."""
     try:
-        terminal = open(os.environ["KIT_TERMINAL"], "w")  # noqa: SIM115
+        terminal = open(os.environ["KIT_TERMINAL"], "w", encoding="utf-8")  # noqa: SIM115
     except (KeyError, OSError):
         yield from progress.noted(items, label, total) if "KIT_PROGRESS" in os.environ else items
         return
