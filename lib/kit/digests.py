@@ -39,7 +39,17 @@ from lib.kit.syntax import Reference
 LIBRARY = Path(__file__).resolve().parents[1]
 KEEPERS = frozenset(
     f"lib.kit.{name}"
-    for name in ("cache", "claims", "codec", "digests", "session", "stamps", "syntax")
+    for name in (
+        "cache",
+        "claims",
+        "codec",
+        "digests",
+        "pools",
+        "progress",
+        "session",
+        "stamps",
+        "syntax",
+    )  # fmt: skip
 )
 ALWAYS = "*"  # what counts of a module as soon as anything of it does
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")

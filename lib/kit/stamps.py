@@ -64,8 +64,8 @@ def read_notebook(name: str) -> nbformat.NotebookNode:
         return nbformat.read(notebooks()[only], as_version=4)
     except Exception as error:  # of nbformat, json or its schema, by what is broken
         raise ValueError(
-            f"notebooks/{only}.ipynb cannot be read ({str(error)[:80]!r}...): take it from git, or "
-            "from an editor's copy"
+            f"notebooks/{only}.ipynb is not a whole notebook ({type(error).__name__}): take it "
+            "from git, or from a copy"
         ) from error
 
 
