@@ -8,6 +8,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -50,6 +51,7 @@ def on_processes(items: list, fn: Callable) -> Iterator[None]:
 
 
 def _compute(items: list, fn: Callable, done: object, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal or a kernel: the parent ends us
     torch.set_num_threads(1)  # nested tiles then run one after the other
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
         for item in items:
