@@ -8,7 +8,7 @@ PROFILE ?= quick
 # Pythons that .venv may be built with, the first that fits: figures were committed with the first.
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
-# A copy that a file manager or JupyterLab left beside a notebook is none of them.
+# Lessons, then evidence; a copy that a file manager or JupyterLab left beside one is none of them.
 NOTEBOOKS := $(shell ls notebooks/*.ipynb notebooks/evidence/*.ipynb 2>/dev/null | LC_ALL=C sed -nE \
 	's,^notebooks/((evidence/)?[0-9][0-9]_[a-z0-9_]*)\.ipynb$$,\1,p')
 NUMBERS := $(sort $(foreach name,$(notdir $(NOTEBOOKS)),$(firstword $(subst _, ,$(name)))))
@@ -33,6 +33,8 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 # Kernels take lib from this checkout and are those of this interpreter, not a user's own.
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
+# Threads that spin at a barrier stop each other as soon as the machine has other work.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: $(TARGETS)
 
@@ -73,12 +75,8 @@ figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
 	@$(PIPELINE) scorecard
 
-$(NOTEBOOKS): ready
+$(NOTEBOOKS) $(NUMBERS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
-
-$(NUMBERS): ready
-	$(PIPELINE) run --profile "$(PROFILE)" \
-	  $(filter $@_% 0$@_% evidence/$@_% evidence/0$@_%,$(NOTEBOOKS))
 
 lint: ready ## ruff on .py and .ipynb
 	"$(PYTHON)" -m ruff check .
@@ -93,11 +91,10 @@ PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pyte
 
 pytest-first:
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
-	  tests/geometry tests/physics notebooks
+	  tests/geometry tests/physics $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 pytest-second:
-	$(PYTEST) tests/diffusion tests/slices tests/faces tests/hspace tests/svd tests/kit \
-	  tests/training tests/device tests/test_*.py
+	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
 
 test-device: ready ## every public call of lib on a pretend accelerator, against the CPU
 	$(PYTEST) tests/device/checks.py
@@ -108,9 +105,9 @@ gpu: ready ## on one card, within eight minutes: test-device, speeds, memory; wr
 wheels: ready ## ask the package index whether every Python of the range can be set up
 	"$(PYTHON)" -m pytest -rs tests/wheels.py
 
-refresh: ready ## outputs of the quick profile into notebooks/, figure map and scorecard into README.md
+refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.md and README.md
 	$(PIPELINE) refresh
-	$(PIPELINE) scorecard --readme
+	$(PIPELINE) scorecard --write
 
 student: ready ## copies of the notebooks without solutions and outputs, in build/student/
 	$(PIPELINE) student
@@ -118,6 +115,12 @@ student: ready ## copies of the notebooks without solutions and outputs, in buil
 rehearse: ready ## the paper profile on generated full-size folders, two images, two steps
 	"$(PYTHON)" -m lib.diffusion.rehearsal
 	$(PIPELINE) rehearse
+
+convert: ready ## a .pt of guided or improved diffusion as a folder; ARGS="FILE FOLDER --help"
+	"$(PYTHON)" -m lib.diffusion.adm $(ARGS)
+
+drills: ready ## make every fault happen on small notebooks; the table goes to docs/drills.md
+	"$(PYTHON)" tests/drills/drills.py
 
 bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks
@@ -128,8 +131,11 @@ lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-bro
 html: ready ## a page of each notebook in build/html/, every figure with its alternative text
 	"$(PYTHON)" -m lib.kit.html_pages
 
-scorecard: ready ## print the scorecard
-	@$(PIPELINE) scorecard
+scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
+	@$(PIPELINE) scorecard --write
+
+verify: ready ## list what in figures/ is older than its code
+	@$(PIPELINE) verify
 
 clean: ## remove cache/ and build/ except build/training and build/lab, where your own work lies
 	if [ -d build ]; then \

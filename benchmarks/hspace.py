@@ -14,7 +14,7 @@ from lib.hspace import trained
 
 IMAGES, STEPS, REPEATS = 16, 4, 15  # short runs: the best one was not interrupted
 TRAINED = 128  # images behind one f_t in the profile quick
-TARGETS = ((0.5, "at t_edit = 0.5 T", 1.6), (0.0, "over the edit interval", 2.1))
+TARGETS = ((0.5, "at t_edit = 0.5 T", 1.6), (0.0, "over the edit interval", 1.85))
 
 
 def cost(generator: models.Generator, share: float, **text) -> float:

@@ -70,8 +70,8 @@ class Ridge:
         index n(s): a ray keeps p = n sin(angle), and L = ∫ √(n² − p²) ds + p y at the p whose ray
         ends at y, where L is largest.
         """
-        s = torch.sort(torch.cat([torch.linspace(-8 * self.width, 8 * self.width, 4001).double(),
-                                  torch.linspace(-1.5, 1.5, 4001).double()])).values  # fmt: skip
+        s = torch.sort(torch.cat([torch.linspace(-8 * self.width, 8 * self.width, 20001).double(),
+                                  torch.linspace(-1.5, 1.5, 20001).double()])).values  # fmt: skip
         first, last = (
             torch.minimum(self.side(a), self.side(b)),
             torch.maximum(self.side(a), self.side(b)),

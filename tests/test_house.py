@@ -40,6 +40,7 @@ KEPT = {  # reached by tests alone, and why
     "lib.faces.avatars.render": "oracle: one face by the drawing library itself",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
+    "lib.geometry.lengths.curve_energy": "a contract: what geodesics make as small as they can",
     "lib.geometry.metric.hessian_scalar_curvature": "closed form of the curvature of a Hessian",
     "lib.geometry.metric.scalar_curvature": "the curvature of any metric, its oracle",
     "lib.kit.cache.key": "a contract: what decides whether a kept result is taken",
@@ -202,8 +203,9 @@ def is_command(node):
 
 
 def commands():
-    """Modules that the Makefile runs."""
-    text = (ROOT / "Makefile").read_text()
+    """Modules that the Makefile runs, or that a reader is told to run."""
+    told = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text() for path in told)
     paths = [p.replace("/", ".").removesuffix(".py") for p in re.findall(r"lib/\S+\.py", text)]
     return {*re.findall(r"-m (lib[\w.]+)", text), *paths}
 

@@ -79,18 +79,10 @@ def test_a_target_runs_though_a_folder_has_its_name(checkout, folder):
     assert "Nothing to be done" not in make(checkout, "PYTHON=true", folder).stdout
 
 
-@pytest.mark.parametrize(
-    ("number", "names"),
-    [
-        ("3", "03_diffusion_phases evidence/03_diffusion_phases"),
-        ("03", "03_diffusion_phases evidence/03_diffusion_phases"),
-        ("1", "01_ising"),
-        ("10", "10_more"),
-    ],
-)
-def test_a_number_runs_the_lesson_and_its_evidence(checkout, number, names):
+@pytest.mark.parametrize("number", ["3", "03", "1", "10", "evidence/03_diffusion_phases"])
+def test_numbers_and_evidence_go_to_the_pipeline_as_they_are(checkout, number):
     (line,) = calls(checkout, number)
-    assert line.endswith(f'run --profile "quick" {names}')
+    assert line.endswith(f'run --profile "quick" {number}')
 
 
 @pytest.mark.parametrize(
@@ -100,7 +92,7 @@ def test_a_copy_beside_a_notebook_is_no_target_and_breaks_none(checkout, copy):
     before = make(checkout, "help").stdout
     (checkout / "notebooks" / copy).touch()
     assert make(checkout, "help").stdout == before
-    assert calls(checkout, "1") == calls(checkout, "01")
+    assert len(calls(checkout, "1")) == 1
     assert make(checkout, copy.removesuffix(".ipynb")).returncode == 2
 
 

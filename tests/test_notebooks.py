@@ -9,16 +9,19 @@ import nbformat
 import pytest
 from PIL import Image
 
-from lib.kit import pipeline, results, stamps
+from lib.kit import pipeline, results, scorecard, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(stamps.notebooks().values())
+NOTEBOOKS = stamps.notebooks()
+LESSONS = {name: path for name, path in NOTEBOOKS.items() if stamps.lesson_of(name) == name}
+SPLIT = {name for name in NOTEBOOKS if stamps.EVIDENCE + stamps.lesson_of(name) in NOTEBOOKS}
 MODELS = sorted(folder.name for folder in (ROOT / "models").iterdir() if folder.is_dir())
 FIGURES = sorted((ROOT / "figures").rglob("*.png"))
 HEADER = ("goals", "prerequisites", "time", "memory", "figures", "paper")
 MACHINE = re.compile(r"/home/|/Users/|/root/|/tmp/|/work/|C:\\\\|\.local/share")
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize(("name", "path"), NOTEBOOKS.items(), ids=NOTEBOOKS)
+each_lesson = pytest.mark.parametrize("path", LESSONS.values(), ids=LESSONS)
 
 
 def read(path):
@@ -34,14 +37,14 @@ def tags(cell):
 
 
 @each_notebook
-def test_the_name_is_numbered_and_the_file_is_valid_and_small(path):
-    assert re.fullmatch(r"0\d_[a-z0-9_]+", path.stem)
+def test_the_file_is_valid_and_small_and_evidence_has_a_lesson(name, path):
+    assert stamps.lesson_of(name) in LESSONS
     nbformat.validate(read(path))
     assert path.stat().st_size < pipeline.LARGEST_NOTEBOOK
 
 
 @each_notebook
-def test_it_opens_with_a_header_card(path):
+def test_it_opens_with_a_header_card(name, path):
     first = read(path).cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     missing = [word for word in HEADER if word not in first.source.lower()]
@@ -49,20 +52,20 @@ def test_it_opens_with_a_header_card(path):
 
 
 @each_notebook
-def test_the_first_code_cell_holds_typed_literal_parameters(path):
+def test_the_first_code_cell_holds_typed_literal_parameters(name, path):
     first = code_cells(path)[0]
     assert tags(first) == ["parameters"]
-    names = {}
+    values = {}
     for statement in ast.parse(first.source).body:
         assert isinstance(statement, ast.AnnAssign)
-        names[statement.target.id] = ast.literal_eval(statement.value)
-    assert names["profile"] == "quick" and isinstance(names["seed"], int)
+        values[statement.target.id] = ast.literal_eval(statement.value)
+    assert values["profile"] == "quick" and isinstance(values["seed"], int)
 
 
 @each_notebook
-def test_the_second_code_cell_starts_the_run_under_its_own_name(path):
+def test_the_second_code_cell_starts_the_run_under_its_own_name(name, path):
     source = code_cells(path)[1].source
-    assert "run.start(" in source and f'notebook="{path.stem}"' in source
+    assert "run.start(" in source and f'notebook="{name}"' in source
 
 
 def is_checked(cell):
@@ -70,21 +73,55 @@ def is_checked(cell):
 
 
 @each_notebook
-def test_checked_cells_have_something_to_compare(path):
+def test_checked_cells_have_something_to_compare(name, path):
     checked = [cell for cell in code_cells(path) if is_checked(cell)]
     assert len(checked) >= 2
     assert all(cell.outputs and cell.execution_count for cell in checked)
 
 
 @each_notebook
-def test_committed_outputs_are_those_of_one_run_from_top_to_bottom(path):
+def test_committed_outputs_are_those_of_one_run_from_top_to_bottom(name, path):
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1))
     kinds = {output.output_type for cell in code_cells(path) for output in cell.outputs}
     assert "error" not in kinds
 
 
-@each_notebook
+@pytest.mark.parametrize("name", sorted(SPLIT))
+def test_lessons_and_evidence_that_are_split_are_short(name):
+    """The limits of a lesson and of its evidence; the parameters cell and what follows it apart."""
+    sources = [cell.source for cell in code_cells(NOTEBOOKS[name])]
+    if name in LESSONS:
+        assert len(read(NOTEBOOKS[name]).cells) <= 40
+        assert sum(len(source.splitlines()) for source in sources) <= 400
+        assert all(len(source.splitlines()) <= 15 for source in sources[2:])
+        assert not any("results.record(" in source for source in sources)
+    else:
+        assert len(read(NOTEBOOKS[name]).cells) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(SPLIT & set(LESSONS)))
+def test_each_claim_is_settled_in_one_section_of_the_evidence(name):
+    evidence = read(NOTEBOOKS[stamps.EVIDENCE + name]).cells
+    texts = [cell.source for cell in evidence if cell.cell_type == "markdown"]
+    sections = re.split(r"^## ", "\n".join(texts), flags=re.MULTILINE)[1:]
+    for claim in (c.id for c in results.CLAIMS.values() if c.notebook == name):
+        found = [section.splitlines()[0] for section in sections if f"`{claim}`" in section]
+        assert len(found) == 1, f"{claim} is settled in {found}"
+
+
+@pytest.mark.parametrize("name", sorted(SPLIT & set(LESSONS)))
+def test_a_lesson_ends_with_the_verdicts_that_are_committed(name):
+    shown = [
+        "".join(output.data["text/markdown"])
+        for cell in code_cells(NOTEBOOKS[name])
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert scorecard.claims_table(name).data in shown, f"run {name} again, then refresh"
+
+
+@each_lesson
 def test_three_exercises_have_solutions(path):
     cells = read(path).cells
     assert sum("solution" in tags(cell) for cell in cells) >= 3
@@ -92,20 +129,20 @@ def test_three_exercises_have_solutions(path):
 
 
 @each_notebook
-def test_the_weights_it_uses_are_named_for_the_make_graph(path):
+def test_the_weights_it_uses_are_named_for_the_make_graph(name, path):
     cells = [cell.source for cell in code_cells(path)]
-    scorers = (
-        {"judge-a", "judge-b", "clip"} if "lib.faces.judge" in stamps._lib_closure(cells) else set()
-    )
+    modules = {module for module, _ in stamps.closure(cells)[1].parts}
+    judged = any(module.endswith(".judge") for module in modules)
+    scorers = {"judge-a", "judge-b", "clip"} if judged else set()
     named = set(read(path).metadata.get("kit", {}).get("weights", []))
     assert scorers <= named, "add to the metadata kit.weights, or new weights leave old figures"
     assert named <= set(MODELS)
 
 
 @each_notebook
-def test_outputs_name_no_machine(path):
+def test_outputs_name_no_machine(name, path):
     book = read(path)
-    pipeline.refuse_leaks(path.stem, book)
+    pipeline.refuse_leaks(name, book)
     outputs = json.dumps(
         [
             [o for o in cell.outputs if "image/png" not in o.get("data", {})]
@@ -122,7 +159,7 @@ def test_pages_of_printed_tables_name_no_machine(path):
 
 
 @each_notebook
-def test_a_slider_shows_one_figure_and_no_name_of_a_function(path):
+def test_a_slider_shows_one_figure_and_no_name_of_a_function(name, path):
     cells = [ast.parse(cell.source) for cell in code_cells(path)]
     functions = {f.name: f for tree in cells for f in ast.walk(tree) if is_function(f)}
     for tree in cells:
@@ -143,37 +180,37 @@ def is_interact(node):
 
 
 @each_notebook
-def test_its_figures_are_committed(path):
-    folder = ROOT / "figures" / path.stem
+def test_its_figures_are_committed(name, path):
+    folder = stamps.figures(name, "quick")
     saved = {
-        name
+        figure
         for cell in code_cells(path)
-        for name in re.findall(r'save_figure\(\s*\w+,\s*"(\w+)"', cell.source)
+        for figure in re.findall(r'save_figure\(\s*\w+,\s*"(\w+)"', cell.source)
     }
     assert saved and saved <= {figure.stem for figure in folder.glob("*.png")}
 
 
 @each_notebook
-def test_every_figure_it_shows_is_a_file_and_every_file_is_shown(path):
+def test_every_figure_it_shows_is_a_file_and_every_file_is_shown(name, path):
     """By number and not by content, which another machine's `make figures` may change."""
     outputs = [output for cell in code_cells(path) for output in cell.outputs]
     shown = ["image/png" in output.get("data", {}) for output in outputs]
-    assert sum(shown) == len(list((ROOT / "figures" / path.stem).glob("*.png")))
+    assert sum(shown) == len(list(stamps.figures(name, "quick").glob("*.png")))
 
 
-@each_notebook
-def test_every_claim_that_needs_nothing_is_filled(path):
-    folder, rows = ROOT / "figures" / path.stem, {}
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_claim_that_needs_nothing_is_filled(lesson):
+    rows = {}
     for profile in ("quick", "full", "paper"):
-        rows |= results.read(results.results_file(folder, profile))
+        rows |= results.read(stamps.rows_file(lesson, profile))
     expected = {
         claim
         for claim, entry in results.CLAIMS.items()
-        if entry.notebook == path.stem and not entry.needs
+        if entry.notebook == lesson and not entry.needs
     }
     assert expected <= set(rows), f"open: {sorted(expected - set(rows))}"
     for claim, row in rows.items():
-        assert results.CLAIMS[claim].notebook == path.stem
+        assert results.CLAIMS[claim].notebook == lesson
         assert row["statement"] == results.CLAIMS[claim].statement
         assert row["needs"] or row["verdict"] != "not tested here"
 

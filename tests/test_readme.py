@@ -4,13 +4,10 @@ import functools
 import re
 from pathlib import Path
 
-import pytest
-
-from lib.kit import readme, stamps
+from lib.kit import pages, scorecard, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOTEBOOKS = sorted(stamps.notebooks().values())
 
 
 def test_every_link_leads_to_a_file_or_a_heading():
@@ -29,14 +26,20 @@ def headings_of(text):
 def test_every_command_is_a_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    targets |= {name for path in NOTEBOOKS for name in (path.stem, str(int(path.stem[:2])))}
-    named = set(re.findall(r"(?:`|^)make ([a-z0-9_]+)", README, re.MULTILINE))
+    lessons = {stamps.lesson_of(name) for name in stamps.notebooks()}
+    targets |= set(stamps.notebooks()) | {str(int(name[:2])) for name in lessons}
+    named = set(re.findall(r"(?:`|^)make ([a-z0-9_/]+)", README, re.MULTILINE))
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 
 
-@pytest.mark.parametrize("name", readme.blocks())
-def test_the_figure_map_and_the_scorecard_are_those_of_this_checkout(name):
-    assert readme.blocks()[name] in README, "run: make refresh"
+def test_the_scorecard_is_that_of_this_checkout():
+    assert f"{pages.BEGIN}\n{scorecard.summary()}\n{pages.END}" in README, "run: make scorecard"
+    assert (ROOT / "SCORECARD.md").read_text() == pages.scorecard_page(), "run: make scorecard"
+
+
+def test_every_link_of_the_scorecard_leads_to_a_file():
+    targets = re.findall(r"\]\(([^)]+)\)", pages.scorecard_page())
+    assert targets and all((ROOT / target).exists() for target in targets)
 
 
 def test_the_faces_are_attributed():

@@ -1,8 +1,9 @@
-"""The numbers contract: results agree with tests/expected/NOTEBOOK.PROFILE.json.
+"""The numbers contract: results agree with tests/expected/LESSON.PROFILE.json.
 
-An entry is {"value": v} with "rtol", "atol" or "sigmas" (of the row's error), or {"below": b},
-{"above": a}, each also with "verdict"; `smoke` results are those that the pipeline has just left in
-build/. `python tests/expected/draft.py` drafts the rules of results that lie in figures/.
+LESSON is the name of the lesson, also where its evidence records. An entry is {"value": v} with
+"rtol", "atol" or "sigmas" (of the row's error), or {"below": b}, {"above": a}, each also with
+"verdict"; `smoke` results are those that the pipeline has just left in build/.
+`python tests/expected/draft.py` drafts the rules of results that lie in figures/.
 """
 
 import importlib.util
@@ -26,9 +27,7 @@ CASES = [
 
 
 def rows(case):
-    notebook, profile = case.rsplit(".", 1)
-    folder = ROOT / ("build/smoke" if profile == "smoke" else "figures") / notebook
-    return results.read(results.results_file(folder, profile))
+    return results.read(stamps.rows_file(*case.rsplit(".", 1)))
 
 
 def agrees(row, rule):
@@ -57,13 +56,22 @@ def test_measured_numbers_are_the_expected_ones(case, claim, rule):
     assert agrees(row, rule), f"{row['measured']} ({row['verdict']}) against {rule}"
 
 
-@pytest.mark.parametrize("path", list(stamps.notebooks().values()), ids=lambda path: path.stem)
-def test_every_notebook_has_expected_numbers_for_what_is_committed(path):
+@pytest.mark.parametrize("lesson", sorted({*map(stamps.lesson_of, stamps.notebooks())}))
+def test_every_number_has_expected_numbers_for_what_is_committed(lesson):
     names = {expected.name for expected in EXPECTED}
-    assert f"{path.stem}.quick.json" in names
+    assert f"{lesson}.quick.json" in names
     for profile in ("full", "paper"):
-        committed = results.results_file(ROOT / "figures" / path.stem, profile).is_file()
-        assert not committed or f"{path.stem}.{profile}.json" in names
+        committed = stamps.rows_file(lesson, profile).is_file()
+        assert not committed or f"{lesson}.{profile}.json" in names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").rglob("results*.json")), ids=str)
+def test_committed_verdicts_follow_from_the_rows_that_keep_their_bound(path):
+    for claim, row in results.read(path).items():
+        if bound := results.bound_of(row):
+            found = results.verdict(row["measured"], row["error"], bound, row["null"])
+            capped = found == "reproduced" and row["verdict"] == "partly" and row["reason"]
+            assert row["verdict"] == found or capped, claim
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from lib.geometry.checks import Metric, as_points, check_positive
 from lib.geometry.graphs import graph_distance
 from lib.geometry.lengths import (
     SCAN,
+    Values,
     as_double,
     bends,
     excess,
@@ -22,7 +23,6 @@ from lib.geometry.lengths import (
     in_own_precision,
     measure,
 )
-from lib.geometry.lengths import curve_energy as curve_energy
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
@@ -44,14 +44,19 @@ class Path:
     straight_length: Tensor  # (b,), of the straight line in the given coordinates
     converged: Tensor  # (b,) bool
 
+    @property
+    def detour(self) -> Tensor:
+        """By which share the straight line is longer, (b,)."""
+        return self.straight_length / self.length - 1
+
 
 def geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
-    box=None,
+    box: Values | None = None,
     floor: float = 0.0,
     global_check: int | None = None,
     max_iterations: int = 100,
@@ -76,7 +81,8 @@ def geodesic(
         box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
         floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
         global_check: nodes per axis of a grid whose shortest paths serve as second starts; the
-            shorter result is kept, so that a merely local minimum is found out. Needs a box.
+            shorter result is kept, so that a merely local minimum is found out, and one that is
+            longer than the graph's own path has not converged. Needs a box.
         max_iterations: Newton steps per level.
 
     Returns:
@@ -94,19 +100,20 @@ def geodesic(
     metric = in_double(metric, start[:1], floor)
     straight = _straight(start, end, points)
     straight_length = _check_way(metric, straight)
-    metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
+    if len(start):
+        metric_slope(metric, straight[:1, 1:-1].flatten(0, 1)[:: points // 3])
     found = _relaxed(metric, straight, box, max_iterations, straight_length)
     if global_check is not None:
         routes = graph_distance(metric, start, end, box=box, resolution=global_check, points=points)
         other = _relaxed(metric, routes[1], box, max_iterations, straight_length)
-        found = _shorter(found, other)
-    return _warn(found)
+        found = _unless_longer(_shorter(found, other), routes[0])
+    return _warn(_unless_longer(found, straight_length))
 
 
 def mixture_geodesic(
     potential: Callable[[Tensor], Tensor],
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 64,
     max_iterations: int = 100,
@@ -130,13 +137,14 @@ def mixture_geodesic(
         ValueError: shapes differ, points < 3, or the Hessian is not positive on the straight line.
     """
     start, end = _ends(start, end, points)
-    potential = in_own_precision(potential, start[:1])[0]
+    potential, value = in_own_precision(potential, start[:1])
     metric = in_double(lambda t: fisher_metric(potential, t), start[:1])
+    metric.noise = torch.finfo(value.dtype).eps
     straight = _straight(start, end, points)
     straight_length = _check_way(metric, straight)
     t = straight.flatten(0, 1)
     eta = _straight(_gradient(potential, start), _gradient(potential, end), points).flatten(0, 1)
-    t, solved = _invert_gradient(potential, eta, t, max_iterations)
+    t, solved = _invert_gradient(potential, eta, t, max_iterations, metric.noise)
     x = t.reshape(straight.shape)
     x[:, 0], x[:, -1] = start, end
     solved = solved.reshape(straight.shape[:2]).all(1)
@@ -145,8 +153,8 @@ def mixture_geodesic(
 
 def frozen_geodesic(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
     points: int = 90,
     smoothing: float = 0.1,
@@ -171,7 +179,7 @@ def frozen_geodesic(
     return _warn(_path(metric, x, straight_length, converged))
 
 
-def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
+def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
     start, end = as_points(as_double(start), "start"), as_points(as_double(end), "end")
     if start.shape != end.shape:
         raise ValueError(
@@ -182,7 +190,7 @@ def _ends(start, end, points: int) -> tuple[Tensor, Tensor]:
     return start, end
 
 
-def _check_box(box, start: Tensor, end: Tensor) -> Tensor | None:
+def _check_box(box: Values | None, start: Tensor, end: Tensor) -> Tensor | None:
     if box is None:
         return None
     box = as_double(box).to(start)
@@ -208,7 +216,9 @@ def _check_way(metric: Metric, straight: Tensor) -> Tensor:
         return measure(metric, straight[:, [0, -1]])[0]
 
 
-def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_length: Tensor) -> Path:
+def _relaxed(
+    metric: Metric, x: Tensor, box: Tensor | None, max_iterations: int, straight_length: Tensor
+) -> Path:
     """Shortest paths from x; those that stepped over something are relaxed on finer panels."""
     x, own, solved = Relaxation(metric, box, max_iterations, COARSE_SCAN)(x)
     path = _path(metric, x, straight_length, solved)
@@ -218,7 +228,7 @@ def _relaxed(metric: Metric, x: Tensor, box, max_iterations: int, straight_lengt
     again = Relaxation(metric, box, max_iterations, 2 * SCAN)(x[stepped])
     x[stepped], own[stepped], solved[stepped] = again
     path = _path(metric, x, straight_length, solved)
-    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * own))
+    return _unless_longer(path, own)
 
 
 def _path(metric: Metric, x: Tensor, straight_length: Tensor, solved: Tensor) -> Path:
@@ -239,6 +249,11 @@ def _shorter(one: Path, other: Path) -> Path:
     ))  # fmt: skip
 
 
+def _unless_longer(path: Path, known: Tensor) -> Path:
+    """No path that is longer than a known curve has converged to the shortest."""
+    return replace(path, converged=path.converged & (path.length <= (1 + STEPPED) * known))
+
+
 def _warn(path: Path) -> Path:
     rows = (~path.converged).nonzero()[:, 0]
     if len(rows):
@@ -250,16 +265,17 @@ def _warn(path: Path) -> Path:
     return path
 
 
-def _gradient(potential, t: Tensor) -> Tensor:
+def _gradient(potential: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Mean parameters η = ∇ log Z(t), (n, d)."""
     with torch.no_grad():
         return torch.func.grad(lambda s: potential(s).sum())(t)
 
 
-def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
+def _invert_gradient(
+    potential: Callable[[Tensor], Tensor], eta: Tensor, t: Tensor, max_iterations: int, eps: float
+) -> tuple[Tensor, Tensor]:
     """Points where ∇ log Z = eta, by Newton with backtracking from t; (t, solved)."""
     result, solved = t.clone(), torch.zeros(len(t), dtype=torch.bool, device=t.device)
-    eps = torch.finfo(t.dtype).eps
     span = (eta - _gradient(potential, t)).norm(dim=1)
     enough = eps**0.5 * span + 1e3 * eps * eta.norm(dim=1)
     live, share = torch.arange(len(t), device=t.device), t.new_ones(len(t))
@@ -282,7 +298,9 @@ def _invert_gradient(potential, eta: Tensor, t: Tensor, max_iterations: int):
     return result, solved
 
 
-def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
+def _frozen_newton(
+    metric: Metric, x: Tensor, smoothing: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
     """Zero of the detached gradient of one block of curves; (x, converged)."""
     unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     bend = unit.diff(dim=0).diff(dim=0)
@@ -294,7 +312,7 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
         r, flux = state[:2]
         step = torch.linalg.solve_ex(_frozen_jacobian(*state[2:], smooth), -r.flatten(1))[0]
         size = r.flatten(1).norm(dim=1)
-        small = size <= torch.finfo(x.dtype).eps ** 0.5 * flux
+        small = size <= metric.noise**0.5 * flux
         trial = x.clone()
         trial[:, 1:-1] += torch.where(small, 1.0, share)[:, None, None] * step.view_as(r)
         result[live], converged[live] = torch.where(small[:, None, None], trial, x), small
@@ -312,7 +330,7 @@ def _frozen_newton(metric, x: Tensor, smoothing: float, max_iterations: int):
     return result, converged
 
 
-def _frozen_residual(metric, x: Tensor, smooth: Tensor):
+def _frozen_residual(metric: Metric, x: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
     """Detached gradient (b, k, d), size of the flux 2 g v, and blocks ∂flux/∂m, ∂flux/∂v."""
     m, v = (x[:, 1:] + x[:, :-1]) / 2, x.diff(dim=1)
     parts = segment_jet(metric, m.flatten(0, 1), v.flatten(0, 1))

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from lib.geometry.checks import Metric, as_points
-from lib.geometry.lengths import as_double, in_double, measure, panels
+from lib.geometry.lengths import Values, as_double, in_double, measure, panels
 
 MOST_EDGES = 4_000_000
 EDGE_SCAN = 2  # fewest panels of an edge
@@ -18,10 +18,10 @@ EDGE_SCAN = 2  # fewest panels of an edge
 
 def graph_distance(
     metric: Metric,
-    start,
-    end,
+    start: Values,
+    end: Values,
     *,
-    box,
+    box: Values,
     resolution: int = 48,
     reach: int = 3,
     points: int = 64,

@@ -12,14 +12,19 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib.geometry.checks import Metric
+
+Values = Tensor | ArrayLike
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
 UNSETTLED = 1e-3  # of a curve's length: error of a panel that no halving has mended
 MOST = 4096  # panels at once per curve: a metric of more noise than tolerance is cut no further
+PANELS = 2**15  # at once, so that a large batch stays in memory
+ROWS = 2**13  # points of one call to the metric on a CPU, so that a table's cells stay in cache
 HALVINGS = 40  # of one panel; the speed may have a jump or an integrable pole
 
 # The extension of the three-point Gauss rule (Kronrod, Nodes and Weights of Quadrature Formulas,
@@ -64,13 +69,11 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
     first = (parts.cumsum(0) - parts)[segment]
     width = (1 / parts.to(x))[segment]
     left = (torch.arange(len(segment), device=x.device) - first) * width
-    kept, total, weight = (
-        [],
-        x.new_zeros(len(x)),
-        max(tolerance, 10 * metric.noise) / max(segments, scan),
-    )
+    kept, total = [], x.new_zeros(len(x))
+    weight = max(tolerance, 10 * metric.noise) / max(segments, scan)
     for round in range(HALVINGS + 1):
-        new = _integrate(metric, x, segment, left, width)
+        blocks = zip(*(a.split(PANELS) for a in (segment, left, width)), strict=True)
+        new = _joined([_integrate(metric, x, *block) for block in blocks])
         curve = segment // segments
         known = total.index_add(0, curve, new.length)
         cut = (new.error > weight * known[curve]) & torch.isfinite(known[curve])
@@ -81,10 +84,14 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
         total = total.index_add(0, curve[~cut], new.length[~cut])
         segment, left, width = segment[cut].repeat(2), left[cut], width[cut] / 2
         left, width = torch.cat([left, left + width]), width.repeat(2)
-    columns = [torch.cat(parts) for parts in zip(*map(_columns, kept), strict=True)]
-    order = columns[1].argsort()
-    order = order[columns[0][order].argsort(stable=True)]
-    return Panels(*(column[order] for column in columns))
+    found = _joined(kept)
+    order = found.left.argsort()
+    order = order[found.segment[order].argsort(stable=True)]
+    return Panels(*(column[order] for column in _columns(found)))
+
+
+def _joined(some: list[Panels]) -> Panels:
+    return Panels(*map(torch.cat, zip(*map(_columns, some), strict=True)))
 
 
 def _columns(found: Panels) -> list[Tensor]:
@@ -100,14 +107,11 @@ def positions(x: Tensor, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def _squares(metric: Metric, x: Tensor, segment: Tensor, u: Tensor) -> Tensor:
     """Squared speeds at u (p, nodes); infinite where the metric is not finite and positive."""
     t, v = positions(x, segment, u)
-    g = torch.cat([metric(part) for part in t.flatten(0, 1).split(_rows(x))]).unflatten(0, u.shape)
+    t = t.flatten(0, 1)
+    rows = ROWS if t.device.type == "cpu" else len(t)
+    g = torch.cat([metric(part) for part in t.split(max(1, rows))]).unflatten(0, u.shape)
     square = ((g * v[:, :, None]).sum(3) * v).sum(2)
     return torch.where(square >= 0, square, torch.inf)
-
-
-def _rows(x: Tensor) -> int:
-    """Points of a call to the metric: on a CPU as many as a cache holds with their table cells."""
-    return 2**13 if x.device.type == "cpu" else 2**20
 
 
 def _integrate(metric: Metric, x: Tensor, segment: Tensor, left: Tensor, width: Tensor) -> Panels:
@@ -178,11 +182,13 @@ def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
 
     if hasattr(metric, "jet"):
         lifted.jet = jet
-    lifted.noise = torch.finfo(g.dtype).eps
+    lifted.noise = torch.finfo(g.dtype if g.is_floating_point() else torch.float64).eps
     return lifted
 
 
-def in_own_precision(function: Callable[[Tensor], Tensor], t: Tensor):
+def in_own_precision(
+    function: Callable[[Tensor], Tensor], t: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The function on float64 points, called in float32 where it refuses others; its value at t."""
     given = torch.float64
     try:
@@ -196,14 +202,14 @@ def in_own_precision(function: Callable[[Tensor], Tensor], t: Tensor):
     return lambda s: function(s.to(given)).double(), value
 
 
-def curve_energy(metric: Metric, curves) -> Tensor:
+def curve_energy(metric: Metric, curves: Values) -> Tensor:
     """Energy N Σ_k ∫ s² du of polylines (b, points, d) of N segments, (b,); at least length²."""
     x = as_curves(curves)
     found = measure(in_double(metric, x[:1, 0]), x)[2]
     return (x.shape[1] - 1) * found.per_segment(found.energy, x).sum(1)
 
 
-def curve_length(metric: Metric, curves) -> Tensor:
+def curve_length(metric: Metric, curves: Values) -> Tensor:
     """Length of the continuous polylines (b, points, d), (b,), by adaptive quadrature.
 
     Lists, arrays and float32 are converted to float64.
@@ -216,7 +222,7 @@ def curve_length(metric: Metric, curves) -> Tensor:
     return measure(in_double(metric, x[:1, 0]), x)[0]
 
 
-def equidistant(metric: Metric, curves, n: int) -> Tensor:
+def equidistant(metric: Metric, curves: Values, n: int) -> Tensor:
     """n points equally spaced in metric length along the polylines (b, points, d), (b, n, d).
 
     Ends are kept. Raises as `curve_length`, and a ValueError for n < 2.
@@ -275,7 +281,7 @@ def spread(metric: Metric, x: Tensor, found: Panels, share: Tensor) -> Tensor:
     return torch.cat([x[:, :1], inner, x[:, -1:]], 1)
 
 
-def as_curves(curves) -> Tensor:
+def as_curves(curves: Values) -> Tensor:
     """Finite float64 (b, points >= 2, d), from a tensor, an array or lists."""
     x = as_double(curves)
     if x.ndim != 3 or x.shape[1] < 2 or not torch.isfinite(x).all():
@@ -286,7 +292,7 @@ def as_curves(curves) -> Tensor:
     return x
 
 
-def as_double(values) -> Tensor:
+def as_double(values: Values) -> Tensor:
     """A float64 tensor without a graph; tensors stay on their device."""
     if isinstance(values, Tensor):
         return values.detach().double()

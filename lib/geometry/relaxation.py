@@ -153,7 +153,7 @@ class _System:
     sobolev: Tensor  # (b, k, d, d), the same with the metric held fixed: always positive
     sobolev_upper: Tensor
 
-    def parts(self):
+    def parts(self) -> list[Tensor]:
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
     def rows(self, index: Tensor) -> "_System":
@@ -164,7 +164,7 @@ class _System:
         return _System(*(torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
-def _step(system: _System, x: Tensor, box, damping: Tensor) -> tuple[Tensor, Tensor]:
+def _step(system: _System, x: Tensor, box: Tensor | None, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Newton step of the damped Hessian on the free coordinates, and whether it was positive."""
     weight = damping[:, None, None, None]
     diagonal = system.diagonal + weight * system.sobolev

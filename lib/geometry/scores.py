@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lib.geometry.checks import Potential, Values, float64
+from lib.geometry.checks import Natural, Potential, Values, float64
+from lib.geometry.potential import Alignment, align_affine, identity
 from lib.intervals import as_array
+
+Field = Callable[[Values], np.ndarray]  # t (n, d) -> (n,)
 
 
 def value_and_gradient(function: Potential, t: Values) -> tuple[np.ndarray, np.ndarray]:
@@ -15,6 +18,26 @@ def value_and_gradient(function: Potential, t: Values) -> tuple[np.ndarray, np.n
     values = function(t)
     (gradient,) = torch.autograd.grad(values.sum(), t)
     return values.detach().numpy(force=True), gradient.numpy(force=True)
+
+
+def aligned(
+    log_z: Potential, reference: Values, t: Values, *, natural: Natural = identity
+) -> tuple[Field, Alignment]:
+    """log Z aligned with a reference, scale and all, as a function of t; and the alignment.
+
+    The freedom is affine in θ = natural(t), and one alignment at the points t serves everywhere.
+
+    log_z: θ (n, d) -> (n,). reference: (n,). t: (n, d).
+    Raises ValueError as `align_affine` does.
+    """
+    theta = natural(float64(t, "t"))
+    alignment = align_affine(log_z(theta).detach(), reference, theta, scale=True)
+
+    def field(t: Values) -> np.ndarray:
+        theta = natural(float64(t, "t"))
+        return alignment(log_z(theta), theta).numpy(force=True)
+
+    return field, alignment
 
 
 def rmse(estimate: Values, truth: Values, *, where: Values | slice = slice(None)) -> float:
@@ -49,9 +72,7 @@ def separable_quadratic(t: Values, values: Values) -> tuple[np.ndarray, np.ndarr
     return columns @ solution, solution[1 : d + 1] + 2 * solution[d + 1 :] * t
 
 
-def central_slopes(
-    function: Callable[[np.ndarray], np.ndarray], t: Values, step: float = 1e-5
-) -> np.ndarray:
+def central_slopes(function: Field, t: Values, step: float = 1e-5) -> np.ndarray:
     """Gradient (n, d) of a row-wise function of t (n, d) by central differences."""
     t = as_array(t)
     moves = step * np.eye(t.shape[1])
@@ -70,6 +91,30 @@ def first_below(x: Values, values: Values, level: float) -> float:
     k = below[0]
     share = (values[k - 1] - level) / (values[k - 1] - values[k])
     return float(x[k - 1] + share * (x[k] - x[k - 1]))
+
+
+def slope_falls(field: Field, points: Values, axis: int, level: float) -> float:
+    """Coordinate `axis` at which the slope of a field along it first falls below a level.
+
+    points: (n, d) on a line along which that coordinate grows. Where a slope jumps, as across a
+    first-order line, the middle of the jump is the level to ask for.
+    """
+    points = np.asarray(points)
+    return first_below(points[:, axis], central_slopes(field, points)[:, axis], level)
+
+
+def slope_ends(
+    field: Field, points: Values, axis: int, levels: tuple[float, float] = (0.4, 0.2)
+) -> float:
+    """Coordinate at which a slope that falls steadily would reach zero, its end being rounded off.
+
+    The straight line through the places where it falls below the two levels, high before low.
+    points: as in `slope_falls`.
+    """
+    points = np.asarray(points)
+    slope, (high, low) = central_slopes(field, points)[:, axis], levels
+    first, second = (first_below(points[:, axis], slope, level) for level in levels)
+    return second + (second - first) * low / (high - low)
 
 
 def metric_error(estimate: Values, exact: Values, *, least: float = 0.01) -> np.ndarray:

@@ -1,7 +1,7 @@
 """h-space, the semantic latent space of a frozen diffusion model: taps, shifts, edits (Asyrp)."""
 
 from lib.hspace.deltas import Delta, combine, constant, per_step
-from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct
+from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct, scaled
 from lib.hspace.taps import MIDDLE, capture, h_shape, inject
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "per_step",
     "predictions",
     "reconstruct",
+    "scaled",
 ]

@@ -5,6 +5,7 @@ Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (202
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import Predict, ddim, rows_per_call, time_grid
 from lib.hspace.deltas import Delta, Sum, finite_number, for_steps
-from lib.hspace.taps import MIDDLE, inject
+from lib.hspace.taps import MIDDLE, inject, shared_encoder
 
 
 class Edit(NamedTuple):
@@ -33,25 +34,31 @@ def predictions(
     *,
     symmetric: bool = False,
     layer: str = MIDDLE,
-    prompt: str | Sequence[str] | None = None,
-    guidance: float = 1.0,
-    negative: str = "",
+    **text: object,
 ) -> tuple[Tensor, Tensor]:
     """The pair eps(x | Δh), for P, and eps(x), for D, from one call on twice the rows.
 
-    symmetric: the shifted one twice, from one call on the rows alone. With guidance each of the two
-    is guided by its own pair of rows. x: (n, *latent_shape).
+    At the mid-block the two share the way down to it (`taps.shared_encoder`). symmetric: the
+    shifted one twice, from one call on the rows alone. With guidance each of the two is guided by
+    its own pair of rows. x: (n, *latent_shape). text: prompt, guidance, negative, class_labels as
+    in `Generator.epsilon`.
     """
-    options = {"guidance": guidance, "negative": negative}
     if symmetric:
         with inject(generator, delta, layer=layer):
-            eps = generator.epsilon(x, t, prompt=prompt, **options)
+            eps = generator.epsilon(x, t, **text)
         return eps, eps
-    twice = prompt if prompt is None or isinstance(prompt, str) else [*prompt, *prompt]
+    twice = {name: _doubled(value) for name, value in text.items()}
     shifted = [True] * len(x) + [False] * len(x)
-    with inject(generator, delta, rows=shifted, layer=layer):
-        both = generator.epsilon(torch.cat([x, x]), t, prompt=twice, **options)
+    shared = shared_encoder(generator, len(x)) if layer == MIDDLE else nullcontext()
+    with shared, inject(generator, delta, rows=shifted, layer=layer):
+        both = generator.epsilon(torch.cat([x, x]), t, **twice)
     return both.chunk(2)
+
+
+def _doubled(value: object) -> object:
+    """What is given for each row, for twice the rows; one for all as it is."""
+    per_row = isinstance(value, Sequence | Tensor) and not isinstance(value, str)
+    return [*value, *value] if per_row else value
 
 
 def asyrp(
@@ -99,8 +106,8 @@ def edit(
     strength: any finite multiple of Δh; trained_steps: S of a Δh found with another number of
     steps, which multiplies it by S / steps. A trained Δh carries both t_edit and S, which hold
     where they are not given. symmetric: eps(x | Δh) in both terms. layer: where Δh is added.
-    options: prompt, guidance, negative, decode, batch, progress as in `sampling.ddim`, and seed and
-    first: the noise of the boost is keyed by (seed, first + row, time).
+    options: prompt, guidance, negative, class_labels, decode, batch, progress as in
+    `sampling.ddim`, and seed and first: the boost's noise is keyed by (seed, first + row, time).
     Raises ValueError for times or numbers out of range and what `inject` refuses; warns where the
     edit and the boost overlap.
     """

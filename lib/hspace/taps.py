@@ -73,10 +73,65 @@ def inject(
             _shifted.discard(generator.unet)
 
 
+@contextmanager
+def shared_encoder(generator: Generator, n: int) -> Iterator[None]:
+    """In calls on x twice, (2 n, ...), run the path down to h once: it does not know of a Δh.
+
+    The U-Net gets the second n rows of each pair alone, and what its up blocks take, h, skips, time
+    and text, is repeated; the answer is that of the plain call but for rounding. `capture` outside
+    sees h once. A network that is no UNet2DModel or UNet2DConditionModel, or divides its answer by
+    the time, is called as it is.
+    """
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    unet = generator.unet
+    known = type(unet) in (UNet2DModel, UNet2DConditionModel) and unet.mid_block is not None
+    if not known or unet.config.time_embedding_type == "fourier":
+        yield
+        return
+
+    def once(v: Tensor) -> Tensor:
+        return torch.cat(v.split(n)[1::2])
+
+    def twice(v: Tensor) -> Tensor:
+        return torch.cat([part for part in v.split(n) for _ in range(2)])
+
+    rows = 0  # that the encoder runs on
+
+    def halve(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+        nonlocal rows
+        rows = len(args[0]) // 2
+        return _of_length(2 * rows, once, args), _of_length(2 * rows, once, options)
+
+    def double(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+        return _of_length(rows, twice, args), _of_length(rows, twice, options)
+
+    handles = [
+        unet.register_forward_pre_hook(halve, with_kwargs=True),
+        unet.mid_block.register_forward_hook(lambda module, args, h: twice(h)),
+        *(b.register_forward_pre_hook(double, with_kwargs=True) for b in unet.up_blocks),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_length(n: int, change: Callable[[Tensor], Tensor], value: object) -> object:
+    """The value with every tensor of n rows in it changed."""
+    if isinstance(value, tuple):
+        return tuple(_of_length(n, change, part) for part in value)
+    if isinstance(value, dict):
+        return {name: _of_length(n, change, part) for name, part in value.items()}
+    return change(value) if isinstance(value, Tensor) and value.ndim and len(value) == n else value
+
+
 def h_shape(generator: Generator, *, layer: str = MIDDLE) -> tuple[int, ...]:
     """(channels, height, width) of one sample's h, read off a dummy pass."""
+    labels = {} if generator.classes is None else {"class_labels": 0}
     with torch.no_grad(), capture(generator, layer=layer) as h:
-        generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0)
+        generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0, **labels)
     return tuple(h[0].shape[1:])
 
 

@@ -1,68 +1,77 @@
 """Results of slow functions, kept on disk and found again by what they were made from.
 
-A key covers the source of the function's module and of the `lib` modules it imports, the arguments
-by content, the seed of the run, model weights that the arguments name, the lock file, installed
-versions and the device class. An entry is one npz file with its own SHA-256; nothing is pickled.
-Weights that a function loads without being told their name do not enter its key.
+A key covers the function with all definitions of `lib` behind it (`digests` has the rule), the
+arguments by content, the seed of the run, model weights that the arguments name, the lock file,
+installed versions and the device class. An entry is one npz file with its own SHA-256; nothing is
+pickled. Weights that a function loads without being told their name do not enter its key.
 """
 
+import contextlib
 import dis
 import functools
 import importlib.metadata
 import inspect
 import io
+import itertools
 import json
-import os
 import sys
 import types
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType
 
 import numpy as np
 import torch
 
-from lib.kit import codec, session, sources
-from lib.kit.sources import weights
+from lib.kit import codec, digests, session
+from lib.kit.digests import weights
 
-__all__ = ["cached", "folder", "key", "weights"]
+__all__ = ["cached", "folder", "key", "path", "weights"]
 
 VERSIONED = ("numpy", "scipy", "numba", "torch", "diffusers", "transformers", "resvg-py")
-_first_seen: dict[str, str] = {}
+_first_seen: dict[digests.Reference, str] = {}
+_library = digests.Library()
 
 
 def cached(function: Callable, /, *args, **kwargs) -> object:
     """Return `function(*args, **kwargs)`, from the cache when the same call was made before.
 
     Values may be plain values, arrays, tensors, and the dataclasses and networks of `lib`, and come
-    back detached from any graph. A corrupt entry is reported, deleted and computed anew.
+    back detached from any graph. A corrupt entry is reported, deleted and computed anew; one of a
+    class that has moved since is computed anew.
 
     Raises:
-        ValueError: when an argument or the value has no stored form, or when a source file was
+        ValueError: when an argument or the value has no stored form, or when a definition was
             edited after this Python session first used it.
     """
     function, args, kwargs = _flatten(function, args, kwargs)
     entry, local_functions = _entry(function, args, kwargs)
-    found = _read(entry)
-    if found is None:
-        value = function(*args, **kwargs)
-        sink = codec.Sink(replace=functools.partial(_keep_arguments, local_functions))
-        found = codec.encode(value, sink), sink.arrays
-        _write(entry, *found)
+    if (found := _read(entry)) is not None:
+        with contextlib.suppress(ImportError, AttributeError):
+            return codec.decode(*found, local_functions)
+    value = function(*args, **kwargs)
+    sink = codec.Sink(replace=functools.partial(_keep_arguments, local_functions))
+    found = codec.encode(value, sink), sink.arrays
+    _write(entry, *found)
     return codec.decode(*found, local_functions)
 
 
 def key(function: Callable, /, *args, **kwargs) -> str:
     """Return the key under which `cached` keeps this call: 64 hexadecimal digits."""
-    return _entry(*_flatten(function, args, kwargs))[0].stem
+    return path(function, *args, **kwargs).stem
+
+
+def path(function: Callable, /, *args, **kwargs) -> Path:
+    """Return the file in which `cached` keeps this call, there or not."""
+    return _entry(*_flatten(function, args, kwargs))[0]
 
 
 def folder() -> Path:
     """Return the cache folder (`KIT_CACHE`, or cache/ under the root)."""
-    return Path(os.environ.get("KIT_CACHE") or session.root() / "cache")
+    return session.cache_folder()
 
 
 def _flatten(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict]:
@@ -81,13 +90,13 @@ def _entry(function: Callable, args: tuple, kwargs: dict) -> tuple[Path, dict[st
     run = session.active()
     context = {
         "seed": run.seed if run else None,
-        "sources": _source_digests(sink.modules),
+        "sources": _source_digest(sink.names),
         "weights": {text: weights(text) for text in sorted(_model_names(call))},
         "versions": _versions(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
     digest = _digest([call, context], sink.arrays)
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'object')}"
+    name = getattr(function, "__qualname__", "object")  # without a module, which may be renamed
     return folder() / name.replace("<", "").replace(">", "") / f"{digest}.npz", local_functions
 
 
@@ -105,15 +114,15 @@ def _for_key(local_functions: dict, open_: list, value: object, sink: codec.Sink
     """Stand-in, within a key, for weights, modules and functions without an importable name."""
     if hasattr(value, "weight_hash") and not isinstance(value, type):
         kind = type(value)
-        sink.modules.add(kind.__module__)
+        sink.names.add(f"{kind.__module__}:{kind.__qualname__}")
         return {"weights": [kind.__qualname__, value.weight_hash, str(getattr(value, "dtype", ""))]}
     if isinstance(value, types.ModuleType):
-        sink.modules.add(value.__name__)
-        return {"module": value.__name__}
+        sink.names.add(f"{value.__name__}:")
+        return {"module": "lib" if _in_lib(value.__name__) else value.__name__}
     nameable = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
     if nameable and (name := codec.name_of(value, below=())):
-        sink.modules.add(name.partition(":")[0])
-        return {"function": name}
+        sink.names.add(name)
+        return {"function": _moved_freely(name)}
     if isinstance(value, types.FunctionType):
         tree = _code_tree(value, open_, sink)
         local_functions[(digest := _digest(tree, sink.arrays))] = value
@@ -134,12 +143,13 @@ def _code_tree(function: types.FunctionType, open_: list, sink: codec.Sink) -> d
     if function in open_:
         return {"again": open_.index(function)}
     code, outer = function.__code__, function.__globals__
-    sink.modules.update(sources.lib_names(_imported(code)))
+    sink.names.update(_lib_names(code, outer))
+    used = {name: outer[name] for name in _global_names(code) & set(outer)}
     parts = {
         "defaults": function.__defaults__,
         "keyword defaults": function.__kwdefaults__,
         "closure": inspect.getclosurevars(function).nonlocals,
-        "globals": {name: outer[name] for name in _global_names(code) & set(outer)},
+        "globals": {name: value for name, value in used.items() if not _is_lib_module(value)},
     }
     open_.append(function)
     try:
@@ -177,41 +187,75 @@ def _nested(code: CodeType) -> Iterable[CodeType]:
             yield from _nested(constant)
 
 
-def _names(code: CodeType, *operations: str) -> set[str]:
-    instructions = (step for part in _nested(code) for step in dis.get_instructions(part))
-    return {step.argval for step in instructions if step.opname in operations}
-
-
 def _global_names(code: CodeType) -> set[str]:
-    return _names(code, "LOAD_GLOBAL", "LOAD_NAME")
+    steps = (step for part in _nested(code) for step in dis.get_instructions(part))
+    return {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
 
 
-def _imported(code: CodeType) -> set[str]:
-    modules = _names(code, "IMPORT_NAME")
-    return modules | {f"{m}.{name}" for m in modules for name in _names(code, "IMPORT_FROM")}
+def _in_lib(module: str) -> bool:
+    return module.split(".")[0] == "lib"
 
 
-def _source_digests(modules: Iterable[str]) -> dict[str, str]:
-    """Digests of the named modules and of all `lib` modules they import."""
-    digests = {}
-    for name in sorted(modules):
-        path = getattr(sys.modules.get(name), "__file__", None) or ""
-        if name.split(".")[0] == "lib":
-            digests |= sources.closure([name])
-        elif path.endswith(".py"):
-            digest, imported = sources.scan(Path(path))
-            digests |= {name: digest, **sources.closure(imported)}
-    for name, digest in digests.items():
-        if _first_seen.setdefault(name, digest) != digest:
+def _is_lib_module(value: object) -> bool:
+    return isinstance(value, types.ModuleType) and _in_lib(value.__name__)
+
+
+def _lib_names(code: CodeType, outer: dict[str, object]) -> Iterator[str]:
+    """`module:definition` of what bytecode takes from modules of lib, global or imported inside."""
+    for part in _nested(code):
+        steps = [(step.opname, step.argval) for step in dis.get_instructions(part)]
+        for k, (operation, name) in enumerate(steps):
+            following = (
+                ("IMPORT_FROM",) if operation == "IMPORT_NAME" else ("LOAD_ATTR", "LOAD_METHOD")
+            )
+            if operation in ("LOAD_GLOBAL", "LOAD_NAME") and _is_lib_module(outer.get(name)):
+                yield _resolved(outer[name].__name__, _run_of(steps[k + 1 :], following))
+            elif operation == "IMPORT_NAME" and _in_lib(name):
+                taken = _run_of([s for s in steps[k + 1 :] if "STORE" not in s[0]], following)
+                yield from (_resolved(name, [item]) for item in taken) if taken else [f"{name}:"]
+
+
+def _run_of(steps: list[tuple[str, object]], operations: tuple[str, ...]) -> list[str]:
+    """What the first steps name, as long as they are one of the operations."""
+    return [name for _, name in itertools.takewhile(lambda step: step[0] in operations, steps)]
+
+
+def _resolved(module: str, attributes: list[str]) -> str:
+    found = _library.resolve([*module.split("."), *attributes])
+    return ":".join(found[:2]) if found else f"{module}:"
+
+
+def _moved_freely(name: str) -> str:
+    """A name that stays when the definition moves, and tells two of the same name apart."""
+    module, _, qualname = name.partition(":")
+    if not _in_lib(module):
+        return name
+    top = qualname.split(".")[0]
+    return " ".join([qualname, *(unit.digest for unit in _library.units((module, top)).values())])
+
+
+def _source_digest(names: Iterable[str]) -> str:
+    """Digest of the definitions behind the names, of lib and of other modules that lie in files."""
+    references = []
+    for module, _, qualname in (name.partition(":") for name in sorted(names)):
+        path = getattr(sys.modules.get(module), "__file__", None) or ""
+        if not _in_lib(module) and path.endswith(".py") and module.split(".")[0] not in VERSIONED:
+            _library.others[module] = Path(path)
+        reference = module, qualname.split(".")[0]
+        references.append(reference if _library.units(reference) else (module, ""))
+    closure = _library.closure(references)
+    for (module, name), digest in closure.parts.items():
+        if _first_seen.setdefault((module, name), digest) != digest:
             # The code in memory may be older than the file: its results must not pass for new ones.
-            raise ValueError(f"{name} was edited after this session used it: restart the kernel")
-    return digests
+            what = module if name == digests.ALWAYS else f"{module}.{name}"
+            raise ValueError(f"{what} was edited after this session used it: restart the kernel")
+    return closure.digest
 
 
 def _model_names(tree: object) -> set[str]:
     """Strings of a tree that name a folder of weights."""
     if isinstance(tree, str):
-        return {tree} if 0 < len(tree) < 200 and sources.weights_folder(tree) else set()
+        return {tree} if 0 < len(tree) < 200 and digests.weights_folder(tree) else set()
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     return set().union(*map(_model_names, items))
 
@@ -225,7 +269,7 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             installed[name] = "absent"
     lock = session.root() / "requirements.lock"
-    installed["lock"] = sources.file_sha256(lock) if lock.is_file() else "absent"
+    installed["lock"] = digests.file_sha256(lock) if lock.is_file() else "absent"
     return installed
 
 
@@ -234,7 +278,7 @@ def _digest(tree: object, arrays: list[np.ndarray]) -> str:
     parts = [json.dumps(tree, sort_keys=True)]
     for array in arrays:
         parts += [f"{array.dtype.str}{array.shape}", np.ascontiguousarray(array).tobytes()]
-    return sources.sha256(*parts)
+    return digests.sha256(*parts)
 
 
 def _write(entry: Path, tree: object, arrays: list[np.ndarray]) -> None:

@@ -19,13 +19,15 @@ TRUSTED = ("lib", "numpy", "scipy", "torch", "math", "operator")
 
 @dataclass
 class Sink:
-    """What one encoding collects: the arrays in order of appearance, and the modules it names.
+    """What one encoding collects: the arrays in order of appearance, and the names it uses.
+
+    A name is `module:definition`, or `module:` for a module as a whole.
 
     `replace` sees every value first; what it returns, unless None, stands for the value.
     """
 
     arrays: list[np.ndarray] = field(default_factory=list)
-    modules: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
     replace: Callable[[object, "Sink"], object] = lambda value, sink: None
 
 
@@ -69,7 +71,7 @@ def _named(thing: object, sink: Sink) -> str:
             f"cannot store {thing!r}: it has no importable name below {TRUSTED}; "
             "move its definition to a module of lib"
         )
-    sink.modules.add(name.partition(":")[0])
+    sink.names.add(name)
     return name
 
 

@@ -6,7 +6,7 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
-from lib.kit import lab, session
+from lib.kit import lab, session, stamps
 
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block data_png scoped -%}
@@ -27,9 +27,8 @@ def page(book: nbformat.NotebookNode, title: str) -> str:
 def write() -> list[Path]:
     """Write a page of each notebook, whose links lead where they led; return the paths."""
     written = []
-    for source in lab.notebooks():
-        name = source.relative_to(session.root() / "notebooks").with_suffix(".html")
-        path = session.root() / "build" / "html" / name
+    for name, source in stamps.notebooks().items():
+        path = session.root() / "build" / "html" / f"{name}.html"
         book = nbformat.reads(lab.text_at(path, source), as_version=4)
         session.write_atomically(path, page(book, source.stem))
         written.append(path)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import session, sources
+from lib.kit import digests, session, stamps
 
 LINK = re.compile(r"""(\]\(|\b(?:src|href)=["'])(?!\w+:|[/#])([^)"'\s#]+)""")
-NAME = re.compile(r"(evidence/)?\d\d_[a-z0-9_]+\.ipynb")
 
 
 def refresh() -> list[str]:
@@ -26,27 +25,23 @@ def refresh() -> list[str]:
     """
     folder = session.root() / "build" / "lab"
     ledger = folder / ".written.json"
-    written = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    written = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
     kept = []
-    for source in notebooks():
+    for source in stamps.notebooks().values():
         name = source.relative_to(session.root() / "notebooks").as_posix()
         copy, known = folder / name, written.get(name, {})
-        text, now = text_at(copy, source), copy.read_text() if copy.is_file() else ""
-        untouched = not now or sources.sha256(now) == known.get("file")
+        text, now = (
+            text_at(copy, source),
+            copy.read_text(encoding="utf-8") if copy.is_file() else "",
+        )
+        untouched = not now or digests.sha256(now) == known.get("file")
         if untouched or _cells(now) == known.get("cells") != _cells(text):
             session.write_atomically(copy, text)
-            written[name] = {"file": sources.sha256(text), "cells": _cells(text)}
+            written[name] = {"file": digests.sha256(text), "cells": _cells(text)}
         elif _cells(now) != _cells(text):
             kept.append(name)
     session.write_atomically(ledger, json.dumps(written, indent=1) + "\n")
     return kept
-
-
-def notebooks() -> list[Path]:
-    """Return the lessons and the evidence; a copy left beside them is neither."""
-    folder = session.root() / "notebooks"
-    found = sorted([*folder.glob("*.ipynb"), *folder.glob("evidence/*.ipynb")])
-    return [path for path in found if NAME.fullmatch(path.relative_to(folder).as_posix())]
 
 
 def _cells(text: str) -> str:
@@ -54,8 +49,8 @@ def _cells(text: str) -> str:
     try:
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
     except (ValueError, KeyError, TypeError):
-        return sources.sha256(text)
-    return sources.sha256(*(part for cell in cells for part in cell))
+        return digests.sha256(text)
+    return digests.sha256(*(part for cell in cells for part in cell))
 
 
 def text_at(copy: Path, source: Path) -> str:

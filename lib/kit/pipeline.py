@@ -21,11 +21,12 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import printed, session, stamps
+from lib.kit import kernels, pages, progress, scorecard, session, stamps
 
 PROFILES = ("smoke", "quick", "full", "paper")
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 CELL_TIMEOUT = None  # full runs last a night
+INTERRUPTED = 130  # the exit status of a shell after Ctrl-C
 
 
 class RunFailed(Exception):
@@ -42,14 +43,12 @@ def run(names: list[str], profile: str, settings: Mapping[str, object], force: b
     Goes on after a failure; the last line printed names the failed notebooks.
     """
     failed = []
-    for name in names or stamps.notebooks():
+    for name in stamps.chosen(names):
         try:
             _run_if_stale(name, profile, settings, force)
         except RunFailed as failure:
             print(f"{name}: {failure}", flush=True)
             failed.append(str(failure.kept.relative_to(session.root())))
-            if isinstance(failure.__cause__, KeyboardInterrupt):
-                break
     if failed:
         print(f"failed, kept with its traceback: {', '.join(failed)}", flush=True)
     return int(bool(failed))
@@ -68,7 +67,9 @@ def _run_if_stale(name: str, profile: str, settings: Mapping, force: bool) -> No
         stamps.stamp_file(name, profile).unlink(missing_ok=True)
         outputs = _publish_outputs(name, profile)
         stamps.write_stamp(name, made_from, outputs, _notes(seconds))
-    print(f"{name} {profile}: done in {seconds:.0f} s", flush=True)
+    places = sorted({str(path.parent.relative_to(session.root())) for path in outputs})
+    where = f", written to {' and '.join(places)}" if places else ""
+    print(f"{name} {profile}: done in {progress.duration(seconds)}{where}", flush=True)
 
 
 def _checked_parameters(name: str, profile: str, settings: Mapping) -> dict[str, object]:
@@ -121,80 +122,61 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
     partial = staging.with_suffix(".partial.ipynb")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    stamp = stamps.committed_text(name, made_from)
     started = time.monotonic()
     try:
-        with _kernel_environment(staging, made_from):
+        with (
+            kernels.environment(staging, made_from),
+            progress.lines(f"{name} {profile}", stamps.read_notebook(name)) as cell_starts,
+        ):
             papermill.execute_notebook(
-                stamps.notebooks()[name],
-                partial,
+                str(stamps.notebooks()[name]).replace("{", "{{").replace("}", "}}"),
+                str(partial).replace("{", "{{").replace("}", "}}"),  # papermill fills in braces
                 parameters=dict(parameters),
                 kernel_name="python3",
                 language="python",
                 cwd=session.root(),
                 progress_bar={"disable": not sys.stderr.isatty()},
                 execution_timeout=CELL_TIMEOUT,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                on_cell_start=cell_starts,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except BaseException as cause:  # also an interrupt: what ran is kept, nothing counts as done
         kept = session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)
         if partial.is_file():
             os.replace(partial, kept)
+        if isinstance(cause, KeyboardInterrupt):
+            raise
         raise RunFailed(kept, cause) from cause
     os.replace(partial, _executed(name, profile))
+    if profile in stamps.COMMITTED:
+        session.write_atomically(staging / "stamp.json", stamp)
     if profile in ("full", "paper"):  # refresh publishes the outputs of quick only
         book = nbformat.read(_executed(name, profile), as_version=4)
-        session.write_atomically(staging / "printed.md", printed.page(book, profile))
+        session.write_atomically(staging / "printed.md", pages.printed(book, profile))
     return time.monotonic() - started
 
 
-@contextlib.contextmanager
-def _kernel_environment(staging: Path, made_from: Mapping) -> Iterator[None]:
-    """Set what the kernel inherits: this interpreter's kernel, this checkout's lib, the folders."""
-    before = dict(os.environ)
-    path = os.pathsep.join([str(session.CHECKOUT), *filter(None, [before.get("PYTHONPATH")])])
-    os.environ.update(
-        KIT_OUTPUT=str(staging),
-        KIT_INPUTS=json.dumps(made_from),
-        PYTHONPATH=path,
-        JUPYTER_PREFER_ENV_PATH="1",  # a user's own kernel named python3 must not win
-        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # is read when CUDA starts
-        TQDM_DISABLE="1",  # no bars in the outputs; `run.bar` draws on the terminal
-    )
-    for name in ("KIT_PROFILE", "JUPYTER_PATH"):
-        os.environ.pop(name, None)
-    if sys.stderr.isatty():
-        os.environ["KIT_TERMINAL"] = os.ttyname(sys.stderr.fileno())
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def _publish_outputs(name: str, profile: str) -> list[Path]:
-    """Move the staged files to where they belong; return their new paths."""
-    figures = session.root() / "figures" / name
-    folders = {"smoke": session.root() / "build" / "smoke" / name, "quick": figures}
-    folder = folders.get(profile, figures / profile)
+    """Move the staged files to where they belong; return their new paths.
+
+    Rows lie in the folder of the lesson, also those of its evidence.
+    """
+    folder, rows = stamps.figures(name, profile), stamps.rows_file(name, profile)
     moves = {}
     for staged in sorted(_staging(name, profile).glob("*.*")):
-        is_results = staged.name == f"results.{profile}.json"
-        moves[staged] = (figures if is_results else folder) / staged.name
-    for leftover in set(_published(folder)) - set(moves.values()):
-        leftover.unlink()
+        moves[staged] = rows if staged.name == rows.name else folder / staged.name
+    leftovers = {path for path in folder.glob("*.*") if path.suffix in (".png", ".txt", ".json")}
+    leftovers -= {folder / f"results{suffix}.json" for suffix in ("", ".full", ".paper")}
+    if stamps.recorder(name) == name and profile in ("smoke", "quick"):
+        leftovers |= {rows}
+    for leftover in leftovers - set(moves.values()):
+        leftover.unlink(missing_ok=True)
     for staged, target in moves.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged, target)
     return list(moves.values())
-
-
-def _published(folder: Path) -> Iterator[Path]:
-    """Files of earlier runs in `folder`, without the results of other profiles."""
-    for path in folder.glob("*.*"):
-        other_profile = path.name in ("results.full.json", "results.paper.json")
-        if path.suffix in (".png", ".txt", ".json") and not other_profile:
-            yield path
 
 
 def _notes(seconds: float) -> dict[str, object]:
@@ -221,7 +203,7 @@ def stale(profile: str) -> int:
 
 def refresh(names: list[str]) -> int:
     """Write the outputs of the quick profile into notebooks/, running first what is stale."""
-    chosen = names or list(stamps.notebooks())
+    chosen = stamps.chosen(names)
     missing = [name for name in chosen if not _executed(name, "quick").is_file()]
     status = run(missing, "quick", {}, force=True) if missing else 0
     status = status or run(chosen, "quick", {})
@@ -275,10 +257,10 @@ def refuse_leaks(name: str, book: nbformat.NotebookNode) -> None:
 
 
 def student(names: list[str]) -> int:
-    """Write copies without solutions and outputs to build/student/."""
+    """Write copies of the lessons without solutions and outputs to build/student/."""
     from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
 
-    for name in names or stamps.notebooks():
+    for name in dict.fromkeys(map(stamps.lesson_of, stamps.chosen(names))):
         book = stamps.read_notebook(name)
         book, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(book, {})
         book, _ = ClearOutputPreprocessor().preprocess(book, {})
@@ -290,7 +272,7 @@ def student(names: list[str]) -> int:
 
 def rehearse(names: list[str]) -> int:
     """Run the paper profile with the tiny sizes of each notebook's `kit.rehearse` metadata."""
-    for name in names or stamps.notebooks():
+    for name in stamps.chosen(names):
         sizes = stamps.read_notebook(name).metadata.get("kit", {}).get("rehearse")
         reason = _why_not_rehearsed(sizes)
         if reason:
@@ -316,15 +298,21 @@ def _why_not_rehearsed(sizes: Mapping | None) -> str:
     return f"{missing[0]} was not written on this machine" if missing else ""
 
 
-def show_scorecard(readme: bool) -> int:
-    """Print the scorecard, or write it and the figure map into README.md."""
-    from lib.kit import readme as page
-    from lib.kit import scorecard
+def verify() -> int:
+    """List what in figures/ is older than its code, and in what; return 1 if any quick set is."""
+    older = {pair: stamps.reason_older(*pair) for pair in stamps.committed_sets()}
+    for (name, profile), reason in older.items():
+        print(f"{name} {profile}: {f'older than its code: {reason}' if reason else 'current'}")
+    count = sum(map(bool, older.values()))
+    print(f"{count} of {len(older)} committed sets are older than their code")
+    return int(any(reason for (_, profile), reason in older.items() if profile == "quick"))
 
-    if readme:
-        page.write()
-    else:
-        print(scorecard.terminal())
+
+def show_scorecard(write: bool) -> int:
+    """Print the totals; write SCORECARD.md and its summary in README.md when asked."""
+    if write:
+        pages.write()
+    print(scorecard.terminal())
     return 0
 
 
@@ -348,7 +336,8 @@ def _parser() -> argparse.ArgumentParser:
         "refresh": "write outputs into notebooks/",
         "student": "copies without solutions and outputs",
         "rehearse": "the paper profile with tiny sizes",
-        "scorecard": "print the scorecard",
+        "verify": "list what in figures/ is older than its code",
+        "scorecard": "print the totals of the scorecard",
     }.items():
         sub = commands.add_parser(command, help=text, description=text)
         if command in ("run", "refresh", "student", "rehearse"):
@@ -359,9 +348,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--set", action="append", type=_setting, default=[], dest="settings")
             sub.add_argument("--force", action="store_true", help="run also what is up to date")
         if command == "scorecard":
-            sub.add_argument(
-                "--readme", action="store_true", help="write it, and the figure map, into README.md"
-            )
+            sub.add_argument("--write", action="store_true", help="write README.md, SCORECARD.md")
     return parser
 
 
@@ -374,13 +361,24 @@ def main(arguments: list[str] | None = None) -> int:
         "refresh": lambda: refresh(given.names),
         "student": lambda: student(given.names),
         "rehearse": lambda: rehearse(given.names),
-        "scorecard": lambda: show_scorecard(given.readme),
+        "verify": verify,
+        "scorecard": lambda: show_scorecard(given.write),
     }
+    began = time.time()
     try:
         return actions[given.command]()
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # of a disk: full, or not to be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted, {_kept_since(began)} items kept, run again", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _kept_since(began: float) -> int:
+    """How many results the cache has got since then."""
+    entries = session.cache_folder().rglob("*.npz")
+    return sum(path.stat().st_mtime >= began for path in entries)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures: one style, column widths, and saving with alt text and provenance."""
+"""Figures: one style, column widths, sheets of images, saving with alt text and provenance."""
 
 import base64
 import html
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from lib.kit import session
 
@@ -75,6 +77,32 @@ def heatmap(
         ax.figure.colorbar(mesh, ax=ax, label=label)
     ax.grid(False)
     return mesh
+
+
+def sheet(images: Tensor, *, shades: int = 12) -> np.ndarray:
+    """One picture (rows · h, columns · w, 3) uint8 of images (rows, columns, 3, h, w) in [−1, 1].
+
+    The first row is the upper one. Each colour has `shades` values: noise that no eye sees is most
+    of a PNG. Values outside [−1, 1] are cut. Raises ValueError for another shape, values that are
+    not finite and shades outside 2 … 256.
+    """
+    images = torch.as_tensor(images).detach().cpu()
+    if images.ndim != 5 or images.shape[2] != 3 or images.numel() == 0:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; expected (rows, columns, 3, h, w): "
+            "unflatten a batch, or add an axis for a single row"
+        )
+    if not 2 <= shades <= 256 or not bool(images.isfinite().all()):
+        raise ValueError(f"shades = {shades}: choose 2 ... 256, and give finite images")
+    rows, columns, _, h, w = images.shape
+    picture = images.permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, 3)
+    level = ((picture.clamp(-1, 1) + 1) / 2 * (shades - 1)).round() / (shades - 1)
+    return (255 * level).round().to(torch.uint8).numpy()
+
+
+def by_coordinates(images: Tensor) -> Tensor:
+    """Images (α, β, 3, h, w) of a grid in the order of a sheet: α to the right, β upwards."""
+    return images.transpose(0, 1).flip(0)
 
 
 def save_figure(fig: Figure, name: str, alt: str) -> None:

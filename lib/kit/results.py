@@ -1,20 +1,28 @@
-"""The numbers contract: one row per claim in results.json, a verdict, and a table to show."""
+"""The numbers contract: one row per claim in results.json, a verdict by rule, and a table."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.kit import session
+from lib.kit import session, stamps
+from lib.kit import verdicts as rule
 from lib.kit.claims import CLAIMS, Claim
+from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
 
-__all__ = ["CLAIMS", "Claim", "read", "record", "table", "verdict"]
-
-VERDICTS = ("reproduced", "partly", "not reproduced", "not tested here")
-DIGITS = 6  # beyond them, machines differ
-
-Number = float | int | None
-Numbers = float | int | str | None | Mapping[str, object]
+__all__ = [
+    "CLAIMS",
+    "Bound",
+    "Claim",
+    "Controls",
+    "above",
+    "below",
+    "read",
+    "record",
+    "table",
+    "verdict",
+    "within",
+]
 
 
 def record(
@@ -24,71 +32,115 @@ def record(
     n: int | None,
     null: Numbers,
     *,
+    bound: Bound | None = None,
+    setting: str = "",
+    family: str = "",
+    controls: Controls | None = None,
+    requires: Mapping[str, bool] | None = None,
     second_route: Numbers = None,
-    verdict: str,
+    verdict: str = "",
     reason: str = "",
 ) -> dict:
     """Write the row of `claim` into the results file of this run and return it.
 
     `error` is one standard error (0 for an exact law), `n` the number of independent units, `null`
-    what a trivial predictor scores: a number, or {name: number} for several.
+    what a trivial predictor scores: a number, or {name: number} for several. `setting` says in a
+    few words at which sizes we measured, `family` on which images or models (by default that of
+    the claim). The verdict follows from `bound` (by default the claim's) by `verdicts.verdict`; it
+    is "partly" at best when one of the conditions `requires` {text: holds} fails or when `controls`
+    show too many false alarms or too little power. `verdict` is given where nothing was tested.
 
     Raises:
-        ValueError: for an unknown claim, one of another notebook, an unknown verdict, numbers that
-            are missing or not finite, or "not tested here" without a reason or a need.
+        ValueError: for an unknown claim, one of another notebook, a lesson whose evidence records,
+            a bound that is missing or is not the claim's, numbers that are missing or not finite,
+            or "not tested here" without a reason or a need.
     """
     entry = _claim(claim)
     row = {
         "statement": entry.statement,
         "reported": entry.reported,
-        "measured": _number("measured", measured),
-        "error": _number("error", error),
+        "measured": rule.plain("measured", measured),
+        "error": rule.plain("error", error),
         "n": n if n is None else int(n),
         "unit": entry.unit,
-        "null": _numbers("null", null),
-        "second_route": _numbers("second_route", second_route),
+        "null": rule.plain_all("null", null),
+        "second_route": rule.plain_all("second_route", second_route),
+        "setting": setting,
+        "family": family or entry.family,
+        "bound": None,
+        "controls": controls and rule.plain_all("controls", controls._asdict()),
         "verdict": verdict,
         "reason": reason,
         "needs": entry.needs,
     }
     _check(claim, row)
+    if not verdict:
+        bound = _agreed(entry, bound)
+        row["bound"] = _kept(bound)
+        found = rule.verdict(row["measured"], row["error"], bound, row["null"])
+        row["verdict"], short = rule.capped(found, controls, requires or {})
+        row["reason"] = "; ".join(filter(None, [reason, *short]))
+        if short:
+            print(f"{claim}: partly at best: {'; '.join(short)}")
+    _write(claim, row)
+    return row
+
+
+def _write(claim: str, row: dict) -> None:
     path = results_file(session.current().output, session.current().profile)
     rows = {**read(path), claim: row}
     ordered = {key: rows[key] for key in CLAIMS if key in rows}
     session.write_atomically(path, json.dumps(ordered, indent=1, allow_nan=False) + "\n")
-    return row
 
 
-def verdict(
-    measured: float,
-    error: float,
-    *,
-    below: float | None = None,
-    above: float | None = None,
-    null: float | Mapping[str, float] | None = None,
-) -> str:
-    """Return the verdict on measured ± 2 error against a bound and the best of the nulls.
+def _claim(claim: str) -> Claim:
+    if claim not in CLAIMS:
+        raise ValueError(f"unknown claim {claim!r}{session.nearest(claim, CLAIMS)}")
+    entry, run = CLAIMS[claim], session.current()
+    if entry.notebook != stamps.lesson_of(run.notebook):
+        raise ValueError(f"claim {claim!r} belongs to {entry.notebook}, this is {run.notebook}")
+    if stamps.recorder(run.notebook) != run.notebook:
+        raise ValueError(
+            f"{claim}: {run.notebook} is a lesson, and its evidence alone records: move the call "
+            f"to notebooks/{stamps.recorder(run.notebook)}.ipynb"
+        )
+    return entry
 
-    "reproduced": the whole interval is on the right side of the bound and beats the null.
-    "partly": one of the two holds, or the interval straddles the bound and the value itself is
-    better than the nulls. Else "not reproduced".
 
-    Raises:
-        ValueError: unless exactly one of `below` and `above` is given and all numbers are finite.
-    """
-    if (below is None) == (above is None):
-        raise ValueError(f"give one bound: below is {below!r}, above is {above!r}")
-    sign = 1.0 if above is None else -1.0
-    value = sign * _number("measured", measured)
-    bound = sign * _number("bound", below if above is None else above)
-    margin = 2 * abs(_number("error", error))
-    nulls = list(null.values()) if isinstance(null, Mapping) else [null] * (null is not None)
-    beaten = all(value + margin < sign * _number("null", item) for item in nulls)
-    if value + margin < bound:
-        return "reproduced" if beaten else "partly"
-    ahead = all(value < sign * _number("null", item) for item in nulls)
-    straddles = value - margin < bound and ahead
-    return "partly" if straddles or (nulls and beaten) else "not reproduced"
+def _agreed(entry: Claim, given: Bound | None) -> Bound:
+    """The bound of a row: what a claim asks is fixed before anything is measured."""
+    asked = entry.bound
+    if given is None and (asked is None or isinstance(asked.value, str)):
+        raise ValueError(f"{entry.id} has no bound: give bound=results.below(...) or above(...)")
+    if asked is None or given is None:
+        return given or asked
+    open_ = isinstance(asked.value, str)
+    same = open_ or math.isclose(given.value, asked.value) and given.centre == asked.centre
+    if given.side != asked.side or not same:
+        raise ValueError(f"{entry.id} asks for {asked} in claims.toml, given {given}: mend one")
+    return given if given.rivals is not None else given._replace(rivals=asked.rivals)
+
+
+def _kept(bound: Bound) -> dict:
+    """The bound as a row keeps it."""
+    kept = {bound.side: rule.plain("bound", bound.value)}
+    kept |= {"centre": bound.centre} if bound.side == "within" else {}
+    kept |= {"of": [rule.plain("of", item) for item in bound.of]} if bound.of else {}
+    if bound.rivals is None:
+        return kept
+    return kept | {"rivals": [rule.plain("rival", item) for item in rule.numbers(bound.rivals)]}
+
+
+def bound_of(row: Mapping) -> Bound | None:
+    """Return the bound that a row was judged by, None where it keeps none."""
+    kept = dict(row.get("bound") or {})
+    of, rivals, centre = kept.pop("of", None), kept.pop("rivals", None), kept.pop("centre", 0.0)
+    return next((Bound(*item, centre, of, rivals) for item in kept.items()), None)
+
+
+def lacks_controls(row: Mapping) -> bool:
+    """Whether a statistical row stands without controls of its instrument; exact laws need none."""
+    return bool(row["error"]) and not row.get("controls")
 
 
 def results_file(folder: Path, profile: str) -> Path:
@@ -98,32 +150,36 @@ def results_file(folder: Path, profile: str) -> Path:
 
 def read(path: Path) -> dict[str, dict]:
     """Return the rows of a results file; no file, no rows."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def table(notebook: str):
-    """Return the rows of `notebook` in this run as a Markdown table for display."""
+    """Return the rows of a lesson or of its evidence in this run as a Markdown table for display.
+
+    `scorecard.claims_table` is that of a lesson whose evidence records.
+    """
     from IPython.display import Markdown
 
-    run = session.current()
+    run, lesson = session.current(), stamps.lesson_of(notebook)
     rows = read(results_file(run.output, run.profile))
-    chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == notebook}
-    head = ("claim", "paper", "measured", "trivial", "second route", "verdict")
-    lines = [head, ("---",) * len(head), *(_cells(row) for row in chosen.values())]
+    chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == lesson}
+    head = ("claim", "paper", "measured", "bound", "trivial", "second route", "verdict")
+    lines = [head, ("---",) * len(head), *(tuple(_cells(row)) for row in chosen.values())]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _cells(row: dict) -> tuple[str, ...]:
+def _cells(row: dict) -> Iterator[str]:
     verdict_text = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
     shown = (
         row["statement"],
         number_text(row["reported"]),
         measured_text(row),
+        str(bound_of(row) or "-"),
         number_text(row["null"]),
         number_text(row["second_route"]),
         verdict_text,
     )
-    return tuple(text.replace("|", "\\|") for text in shown)
+    return (text.replace("|", "\\|") for text in shown)
 
 
 def number_text(value: Numbers) -> str:
@@ -143,23 +199,14 @@ def measured_text(row: Mapping) -> str:
     return f"{number_text(row['measured'])}{spread}" + (f" ({row['n']})" if row["n"] else "")
 
 
-def _claim(claim: str) -> Claim:
-    if claim not in CLAIMS:
-        raise ValueError(f"unknown claim {claim!r}{session.nearest(claim, CLAIMS)}")
-    entry, run = CLAIMS[claim], session.current()
-    if entry.notebook != run.notebook:
-        raise ValueError(f"claim {claim!r} belongs to {entry.notebook}, this is {run.notebook}")
-    return entry
-
-
 def _check(claim: str, row: dict) -> None:
     """Refuse a row that says less than the contract asks."""
-    verdict_given = row["verdict"]
-    if verdict_given not in VERDICTS:
+    if row["verdict"] not in ("", "not tested here"):
         raise ValueError(
-            f"unknown verdict {verdict_given!r}{session.nearest(verdict_given, VERDICTS)}"
+            f"{claim}: verdict is {row['verdict']!r}; it follows from bound, controls and requires"
+            ' and is given only as "not tested here"'
         )
-    if verdict_given == "not tested here":
+    if row["verdict"]:
         if not row["needs"] or not row["reason"]:
             raise ValueError(
                 f"{claim} cannot be 'not tested here': that takes a reason (given: "
@@ -172,24 +219,7 @@ def _check(claim: str, row: dict) -> None:
         )
     if row["error"] is not None and row["error"] < 0:
         raise ValueError(f"{claim}: error is {row['error']!r}, expected 0 or larger")
-
-
-def _number(name: str, value: object) -> Number:
-    """Plain number with the digits that machines agree on."""
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}: expected a number or None") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: expected a finite number")
-    return float(f"{number:.{DIGITS}g}")
-
-
-def _numbers(name: str, value: object) -> Numbers:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _numbers(f"{name}[{key!r}]", item) for key, item in value.items()}
-    return _number(name, value)
+    controls = row["controls"] or {"false_alarms": 0, "power": 1, "n": 1}
+    shares_fit = 0 <= controls["false_alarms"] <= 1 and 0 <= controls["power"] <= 1
+    if not shares_fit or controls["n"] < 1:
+        raise ValueError(f"{claim}: controls are {controls}, expected shares of n >= 1 trials")

@@ -1,15 +1,11 @@
 """Start a run (profile, seed, device, determinism), and map over work items resumably."""
 
-import contextlib
-import io
-import multiprocessing
+import functools
 import os
 import random
 import re
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib.kit import cache, session
+from lib.kit import cache, pools, progress, session
 
 PROFILES = ("smoke", "quick", "full", "paper")
 
@@ -53,8 +49,10 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     profile = os.environ.get("KIT_PROFILE") or profile
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}{session.nearest(profile, PROFILES)}")
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", notebook):
-        raise ValueError(f"notebook is {notebook!r}: expected a name like '01_ising'")
+    if not re.fullmatch(r"(evidence/)?\d\d_[a-z0-9_]+", notebook):
+        raise ValueError(
+            f"notebook is {notebook!r}: expected a name like '01_ising' or 'evidence/01_ising'"
+        )
     if type(seed) is not int or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected an integer, 0 or larger")
     chosen = {name: _choose(name, values, profile) for name, values in sizes.items()}
@@ -70,13 +68,15 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
 def tiles(items: Iterable, fn: Callable, *, label: str = "", parallel: bool = False) -> list:
     """Return [fn(item) for item in items]; each result is kept, so that a rerun resumes.
 
-    parallel: as many processes as torch has threads compute first, each with one thread, which
-    keeps small networks busier than all threads on one item. Only on Linux without a GPU, and not
-    for code compiled by numba; elsewhere one item comes after the other. Seconds measured in `fn`
-    are then those of one thread among others, and what it prints is dropped.
+    parallel: what is not kept yet is computed several items at a time, each with one thread, which
+    keeps small networks busier than all threads on one item: on the Dask cluster whose scheduler
+    the environment variable `KIT_DASK` names, else in as many processes as torch has threads (only
+    on Linux without a GPU, and not for code compiled by numba). Seconds measured in `fn` are then
+    those of one thread among others, and what it prints is dropped.
 
     Raises:
         KeyboardInterrupt: when interrupted; says how many items are finished and kept.
+        ValueError: when the cluster cannot be used (`pools.on_cluster` has the reasons).
     """
     items = list(items)
     finished = []
@@ -97,61 +97,59 @@ def _stopped(finished: int, total: int) -> KeyboardInterrupt:
 
 
 def _compute_ahead(items: list, fn: Callable, label: str) -> None:
-    """Fill the cache from several processes; what fails there is met again by the caller."""
-    workers = min(torch.get_num_threads(), len(items))
-    if workers < 2 or sys.platform != "linux" or torch.cuda.is_available():
+    """Fill the cache with what it lacks, several items at a time."""
+
+    def is_kept(item: object) -> bool:
+        return cache.path(fn, item).is_file()
+
+    waiting = [item for item in items if not is_kept(item)]
+    if not waiting:
         return
-    context = multiprocessing.get_context("fork")  # the others would have to pickle notebook code
-    done = context.Value("i", 0)
-    shares = [items[k::workers] for k in range(workers)]
-    crew = [context.Process(target=_compute, args=(s, fn, done), daemon=True) for s in shares]
+    if address := os.environ.get("KIT_DASK"):
+        prepare = functools.partial(_go_on_elsewhere, session.active())
+        arrivals = pools.on_cluster(address, waiting, fn, prepare)
+    else:
+        arrivals = pools.on_processes(waiting, fn)
     try:
-        for process in crew:
-            process.start()
-        for _ in bar(_arrivals(crew, done), label):
+        for _ in bar(arrivals, label, total=len(waiting)):
             pass
     except KeyboardInterrupt:
-        raise _stopped(done.value, len(items)) from None
+        arrivals.close()
+        raise _stopped(sum(map(is_kept, items)), len(items)) from None
     finally:
-        for process in crew:
-            process.terminate()
+        arrivals.close()
 
 
-def _compute(items: list, fn: Callable, done: object) -> None:
-    torch.set_num_threads(1)  # nested tiles then run one after the other
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        for item in items:
-            cache.cached(fn, item)
-            with done.get_lock():
-                done.value += 1
+def _go_on_elsewhere(announced: session.Session | None) -> None:
+    """Set in another process what `start` set here."""
+    session.announce(announced)
+    if announced:
+        _make_deterministic(announced.seed)
 
 
-def _arrivals(crew: list, done: object) -> Iterator[int]:
-    """The items as they are finished, until all processes have ended."""
-    seen = 0
-    while any(process.is_alive() for process in crew):
-        time.sleep(0.1)
-        yield from range(seen, seen := done.value)
+def bar(items: Iterable, label: str = "", total: int | None = None) -> Iterable:
+    """Return `items` with a progress bar: in the notebook, or in the terminal of a headless run.
 
-
-def bar(items: Iterable, label: str = "") -> Iterable:
-    """Return `items` with a progress bar: in the notebook, or in the terminal of a headless run."""
+    total: how many there will be, where `items` cannot tell.
+    """
     if not _headless():
-        return tqdm(items, desc=label, leave=False)
-    return _terminal_bar(items, label)
+        return tqdm(items, desc=label, total=total, leave=False)
+    return _terminal_bar(items, label, total)
 
 
-def _terminal_bar(items: Iterable, label: str) -> Iterable:
+def _terminal_bar(items: Iterable, label: str, total: int | None) -> Iterable:
     """Bar on the terminal that the pipeline names; a notebook's outputs stay free of it."""
     try:
-        terminal = open(os.environ["KIT_TERMINAL"], "w")  # noqa: SIM115
+        terminal = open(os.environ["KIT_TERMINAL"], "w", encoding="utf-8")  # noqa: SIM115
     except (KeyError, OSError):
-        yield from items
+        yield from progress.noted(items, label, total) if "KIT_PROGRESS" in os.environ else items
         return
     from tqdm import tqdm as text_bar
 
     with terminal:
-        yield from text_bar(items, desc=label, leave=False, file=terminal, disable=False)
+        yield from text_bar(
+            items, desc=label, total=total, leave=False, file=terminal, disable=False
+        )
 
 
 def _warning_without_path(message, category, *_) -> str:

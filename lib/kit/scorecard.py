@@ -3,81 +3,179 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from lib.kit import results, session
-from lib.kit.claims import CLAIMS
+from lib.kit import results, stamps
+from lib.kit.claims import CLAIMS, Claim
 
-HEAD = ("claim", "reported", "measured ± error (n)", "trivial", "verdict")
-WIDEST = 34  # characters of a cell in the terminal
+PAPERS = {
+    "hessian": "Hessian Geometry of Latent Space in Generative Models",
+    "asyrp": "Diffusion Models Already Have a Semantic Latent Space",
+    "svd": "Exploring the latent space of diffusion models directly through SVD",
+    "models": "The embedded models",
+}
+COUNTED = ("reproduced", "partly", "not reproduced", "not tested here", "open")
+HEAD = ("claim", "reported", "paper's setting", "our setting", "family", "measured ± error (n)")
+HEAD += ("bound", "trivial", "controls", "verdict", "notebook")
+OLDER, UNCONTROLLED = "†", "°"
+LEGEND = (
+    f"{OLDER} the row is older than its code: `make verify` says in what. {UNCONTROLLED} a "
+    "statistical row whose instrument has not yet been run where the claim is known to be true and "
+    "where it is known to be false."
+)
+HEADLINES = (
+    "hessian.ising.rmse_free_energy",
+    "hessian.tasep.rmse_J",
+    "hessian.diffusion.phases",
+    "hessian.diffusion.lipschitz",
+    "hessian.diffusion.fractal",
+    "asyrp.cancellation",
+    "asyrp.homogeneity",
+    "asyrp.linearity",
+    "svd.small_neighbourhood_excess",
+    "svd.crossing_time",
+    "svd.late_edit",
+    "svd.edit_success",
+)
 
 
 def rows() -> dict[str, dict]:
-    """Return {claim: row with its profile} from figures/: full before paper before quick.
-
-    A profile that could not test a claim does not hide the one that did.
-    """
+    """Return {claim: its best committed row with its profile and marks}."""
     found: dict[str, dict] = {}
-    for profile in ("quick", "paper", "full"):
-        for folder in sorted((session.root() / "figures").glob("[0-9][0-9]_*")):
-            for claim, row in results.read(results.results_file(folder, profile)).items():
-                if row["verdict"] != "not tested here" or claim not in found:
-                    found[claim] = row | {"profile": profile}
+    for lesson in (name for name in stamps.notebooks() if name == stamps.lesson_of(name)):
+        own, recorder = stamps.best_rows(lesson), stamps.recorder(lesson)
+        profiles = {row["profile"] for row in own.values()}
+        older = {profile: stamps.reason_older(recorder, profile) != "" for profile in profiles}
+        for claim, row in own.items():
+            found[claim] = row | {"marks": _marks(row, older[row["profile"]])}
     return found
 
 
-def lines(found: Mapping[str, dict]) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of each claim's line, in the order of the list of claims."""
-    for claim, entry in CLAIMS.items():
-        row = found.get(claim)
-        reported = " ".join(
-            filter(None, [results.number_text(entry.reported), entry.unit.strip("1")])
-        )
-        if row is None:
-            yield claim, reported, "-", "-", "open"
-        else:
-            verdict = f"{row['verdict']} [{row['profile']}]"
-            yield claim, reported, results.measured_text(row), _nulls(row["null"]), verdict
+def _marks(row: Mapping, older: bool) -> str:
+    return OLDER * older + UNCONTROLLED * results.lacks_controls(row)
 
 
-def _nulls(null: object) -> str:
-    """At most two of the trivial predictors."""
-    if isinstance(null, Mapping) and len(null) > 2:
-        return results.number_text(dict(list(null.items())[:2])) + ", …"
-    return results.number_text(null)
+def paper_of(claim: Claim) -> str:
+    """Return the title of the paper that makes a claim."""
+    return PAPERS[claim.id.split(".")[0]]
 
 
-def summary(found: Mapping[str, dict]) -> str:
-    """Return one line that counts the verdicts."""
-    counts = Counter(row["verdict"] for row in found.values() if row["verdict"])
-    counts["open"] = len(CLAIMS) - len(found)
-    return f"{len(CLAIMS)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+def _verdict(row: Mapping | None) -> str:
+    if row is None:
+        return "open"
+    return f"{row['verdict']} [{row['profile']}]" + (f" {row['marks']}" if row["marks"] else "")
+
+
+def _reported(entry: Claim) -> str:
+    return " ".join(filter(None, [results.number_text(entry.reported), entry.unit.strip("1")]))
+
+
+def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
+    """Return the cells of a claim's line below HEAD."""
+    given = row or {"measured": None, "error": None, "n": None, "null": None}
+    recorder = stamps.recorder(entry.notebook)
+    return (
+        f"{entry.statement}<br>`{entry.id}`",
+        _reported(entry),
+        entry.setting or "-",
+        given.get("setting") or "-",
+        given.get("family") or entry.family,
+        results.measured_text(given),
+        str(results.bound_of(given) or entry.bound or "-"),
+        results.number_text(given["null"]),
+        controls_text(given),
+        _verdict(row) + (f": {row['reason']}" if row and row["reason"] else ""),
+        f"[{recorder}](notebooks/{recorder}.ipynb)",
+    )
+
+
+def claims_table(lesson: str):
+    """Return what the paper claims and what was found, with links into the evidence, for display.
+
+    From the committed rows: the verdicts stand before any evidence has run on this machine. A link
+    leads to the section of the evidence whose text names the claim.
+    """
+    from IPython.display import Markdown
+
+    found, recorder = stamps.best_rows(lesson), stamps.recorder(lesson)
+    headings, lines = _headings(recorder), []
+    for claim in (entry for entry in CLAIMS.values() if entry.notebook == lesson):
+        row, heading = found.get(claim.id, {"measured": None}), headings.get(claim.id, "")
+        verdict = f"**{row['verdict']}** [{row['profile']}]" if "verdict" in row else "open"
+        link = f"[{heading or recorder}]({recorder}.ipynb#{heading.replace(' ', '-')})"
+        numbers = _reported(claim), results.measured_text(row)
+        lines.append((claim.statement, *numbers, verdict, link))
+    head = ("the paper's claim", "paper", "measured ± error (n)", "verdict", "evidence")
+    return Markdown(_table(head, iter(lines)))
+
+
+def _headings(name: str) -> dict[str, str]:
+    """{claim: heading of the section of a notebook whose text names it}."""
+    found, heading = {}, ""
+    for cell in stamps.read_notebook(name).cells:
+        if cell.cell_type == "markdown":
+            for text in cell.source.splitlines():
+                heading = text.lstrip("# ") if text.startswith("## ") else heading
+                found |= {claim: heading for claim in CLAIMS if f"`{claim}`" in text}
+    return found
+
+
+def controls_text(row: Mapping) -> str:
+    """Return false alarms and power of a row's controls, "-" where it has none."""
+    kept = row.get("controls")
+    if not kept:
+        return "-"
+    return f"alarms {kept['false_alarms']:.2g}, power {kept['power']:.2g} ({kept['n']:g})"
+
+
+def _table(head: tuple[str, ...], lines: Iterator[tuple[str, ...]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in lines]
+    text = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return "\n".join([text[0], "|" + " --- |" * len(head), *text[1:]])
+
+
+def totals(found: Mapping[str, dict]) -> list[tuple[str, ...]]:
+    """Return, for each paper, its number of claims, of each verdict and of each mark."""
+    lines = []
+    for prefix, title in PAPERS.items():
+        own = {claim: found.get(claim) for claim in CLAIMS if claim.split(".")[0] == prefix}
+        counts = Counter(row["verdict"] if row else "open" for row in own.values())
+        marks = [sum(m in (row or {"marks": ""})["marks"] for row in own.values()) for m in "†°"]
+        lines.append((title, len(own), *(counts[verdict] for verdict in COUNTED), *marks))
+    sums = [sum(column) for column in zip(*(line[1:] for line in lines), strict=True)]
+    return [tuple(map(str, line)) for line in (*lines, ("all", *sums))]
+
+
+def summary() -> str:
+    """Return the totals of each paper, the headline rows and the legend, as Markdown."""
+    found = rows()
+    head = ("paper", "claims", *COUNTED, OLDER, UNCONTROLLED)
+    chosen = ((CLAIMS[claim], found.get(claim)) for claim in HEADLINES)
+    short = (
+        (e.statement, _reported(e), results.measured_text(r or {"measured": None}), _verdict(r))
+        for e, r in chosen
+    )
+    headlines = _table(("claim", "reported", "measured ± error (n)", "verdict"), short)
+    return "\n\n".join([_table(head, totals(found)), headlines, LEGEND])
+
+
+def page() -> str:
+    """Return all rows as Markdown, by paper and section."""
+    found, parts, above = rows(), [], ""
+    for section in dict.fromkeys((paper_of(c), c.section) for c in CLAIMS.values()):
+        own = [c for c in CLAIMS.values() if (paper_of(c), c.section) == section]
+        parts += [f"## {section[0]}"] * (section[0] != above) + [f"### {section[1]}"]
+        parts.append(_table(HEAD, (line(entry, found.get(entry.id)) for entry in own)))
+        above = section[0]
+    return "\n\n".join([_table(("paper", "claims", *COUNTED, "†", "°"), totals(found)), *parts])
 
 
 def terminal() -> str:
-    """Return the scorecard for the terminal."""
+    """Return the totals for the terminal."""
     found = rows()
-    cells = [HEAD, *([_cut(cell) for cell in line] for line in lines(found))]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+    cells = [("paper", "claims", *COUNTED, OLDER, UNCONTROLLED), *totals(found)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     text = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+        row[0].ljust(widths[0])
+        + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        for row in cells
     ]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*text, "", summary(found)])
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
-
-
-def _stated(claim: str) -> str:
-    """The statement of a claim above its id, for a Markdown cell."""
-    return f"{CLAIMS[claim].statement}<br>`{claim}`".replace("|", "\\|")
-
-
-def markdown() -> str:
-    """Return the scorecard as a Markdown table."""
-    found = rows()
-    head = "| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD)
-    body = "\n".join(
-        f"| {_stated(claim)} | {' | '.join(cells)} |" for claim, *cells in lines(found)
-    )
-    return f"{head}\n{body}\n\n{summary(found)}"
+    return "\n".join([*text, "", f"{len(CLAIMS)} claims, all rows in SCORECARD.md", LEGEND])

@@ -23,7 +23,7 @@ class Session:
 _current: Session | None = None
 
 
-def announce(session: Session) -> None:
+def announce(session: Session | None) -> None:
     """Make `session` the one that `results`, `plots` and `cache` refer to."""
     global _current
     _current = session
@@ -48,6 +48,11 @@ def current() -> Session:
 def root() -> Path:
     """Return the folder of notebooks/, figures/ and build/: `KIT_ROOT`, or the checkout."""
     return Path(os.environ.get("KIT_ROOT") or CHECKOUT).resolve()
+
+
+def cache_folder() -> Path:
+    """Return the folder of kept results: `KIT_CACHE`, or cache/ under the root."""
+    return Path(os.environ.get("KIT_CACHE") or root() / "cache")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib import hspace
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import ddim, in_batches, update
+from lib.diffusion.sampling import ddim, in_batches
 from lib.svd import avi, mixing
 
 Ways = dict[str, Callable[[float], Tensor]]
@@ -80,15 +80,10 @@ def shifted(
 
     Images, or latents at `stop`.
     """
-    scaled = hspace.combine({delta: strength})
-
-    def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
-        with torch.no_grad(), hspace.inject(generator, scaled):
-            moved = generator.epsilon(x, t)
-        return update(x, moved, generator.alpha(t), generator.alpha(t_next), eps_direction=eps)
-
-    own = {"steps": steps, "start": start, "stop": stop, "step": step, "progress": False}
-    found = ddim(generator, latents, **own).cpu()
+    scaled = hspace.scaled(delta, strength, steps=steps)
+    predict = functools.partial(hspace.predictions, generator, delta=scaled)
+    own = {"steps": steps, "start": start, "stop": stop, "batch": BATCH // 2, "progress": False}
+    found = ddim(generator, latents, predict=predict, **own).cpu()
     return found if stop is not None else found.clamp(-1, 1)
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from lib.kit import results
+from lib.kit import results, stamps
 
 HERE = Path(__file__).resolve().parent
 SIGMAS, SHARE = 4, 0.01
@@ -27,9 +27,8 @@ def rule(row: dict) -> dict:
 
 
 def draft(case: str) -> None:
-    """Write CASE.json = NOTEBOOK.PROFILE.json beside this file."""
-    notebook, profile = case.rsplit(".", 1)
-    rows = results.read(results.results_file(HERE.parents[1] / "figures" / notebook, profile))
+    """Write CASE.json = LESSON.PROFILE.json beside this file."""
+    rows = results.read(stamps.rows_file(*case.rsplit(".", 1)))
     text = json.dumps({claim: rule(row) for claim, row in rows.items()}, indent=1)
     (HERE / f"{case}.json").write_text(text + "\n")
     print(f"{case}: {len(rows)} rules")

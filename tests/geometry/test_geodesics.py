@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 
+from lib.geometry import geodesics
 from lib.geometry.geodesics import (
     frozen_geodesic,
     geodesic,
@@ -122,6 +123,7 @@ def test_three_kinds_of_path_have_their_known_lengths():
     path = geodesic(categorical, START, END, points=257)
     torch.testing.assert_close(path.length, exact, rtol=0, atol=1e-4)
     torch.testing.assert_close(path.straight_length, straight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(path.detour, straight / exact - 1, rtol=0, atol=2e-4)
     mixture = mixture_geodesic(log_partition, START, END, points=257)
     torch.testing.assert_close(mixture.length, dual, rtol=0, atol=1e-4)
     assert path.converged.all()
@@ -261,6 +263,11 @@ def test_a_metric_that_knows_only_float32_is_asked_in_float32():
     torch.testing.assert_close(
         curve_length(single, START.float()[None]), curve_length(single, START[None])
     )
+    bowl = torch.tensor([0.5, 1.0])
+    mixture = mixture_geodesic(lambda t: log_partition(t) + t.square() @ bowl, START, END)
+    exact = mixture_geodesic(lambda t: log_partition(t) + t.square() @ bowl.double(), START, END)
+    assert mixture.converged.all()
+    torch.testing.assert_close(mixture.length, exact.length, rtol=1e-5, atol=0)
 
 
 def test_a_path_in_a_box_is_the_shortest_that_stays_inside():
@@ -461,6 +468,36 @@ def test_the_rule_of_every_panel_is_exact_for_its_polynomials():
             assert abs(float((GAUSS_NODES**power) @ GAUSS_WEIGHTS) - 1 / (power + 1)) < 1e-15
 
 
+def test_a_graph_does_not_step_over_a_ridge_between_its_nodes():
+    def metric(t):
+        rise = 1e4 * torch.exp(-(((t[:, 0] - 0.513) / 0.001) ** 2) / 2)
+        return euclidean(t) + rise[:, None, None] * tensor([1.0, 0.0], [0.0, 0.0])
+
+    x = torch.linspace(0.1, 0.9, 400001, dtype=F64)
+    across = torch.trapezoid((1 + 1e4 * torch.exp(-(((x - 0.513) / 0.001) ** 2) / 2)).sqrt(), x)
+    start, end = tensor([0.1, 0.3], [0.1, 0.1]), tensor([0.9, 0.3], [0.9, 0.8])
+    exact = torch.hypot(across, end[:, 1] - start[:, 1])
+    bound, _ = graph_distance(metric, start, end, box=[[0, 0], [1, 1]], resolution=33)
+    assert (bound > exact * (1 - 1e-6)).all()
+    assert (bound < 1.1 * exact).all()
+
+
+def test_a_path_longer_than_the_graph_has_found_has_not_converged(monkeypatch):
+    def shorter(*args, **options):
+        length, routes = graph_distance(*args, **options)
+        return 0.9 * length, routes
+
+    monkeypatch.setattr(geodesics, "graph_distance", shorter)
+    with pytest.warns(UserWarning, match="3 of 3"):
+        geodesic(categorical, START, END, box=[[-3, -3], [3, 3]], global_check=24)
+
+
+def test_no_pairs_give_no_paths():
+    path = geodesic(categorical, START[:0], END[:0])
+    assert path.points.shape == (0, 64, 2)
+    assert path.length.shape == path.converged.shape == (0,)
+
+
 def test_a_graph_goes_round_an_infinite_wall():
     def barrier(t):
         shut = ((t[:, 0] - 0.5).abs() < 0.05) & (t[:, 1] < 0.8)
@@ -594,7 +631,7 @@ def test_cuda_equals_cpu():
         ]
         results.append([part.cpu() for path in paths for part in (path.points, path.length)])
     for here, there in zip(*results, strict=True):
-        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-5)
 
 
 def gap(t):

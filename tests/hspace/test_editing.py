@@ -162,6 +162,47 @@ def test_doubled_batch_equals_two_passes(any_model):
     assert float((shifted - plain).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["celebahq-256", "learned-sigma-256", "sd-1.5", "v"])
+def test_one_way_down_serves_the_shifted_and_the_plain_prediction(exact, kind):
+    generator = copy.copy(exact["sd-1.5" if kind == "v" else kind])
+    generator.unet = generator.unet.inner
+    generator.prediction = "v_prediction" if kind == "v" else "epsilon"
+    x, own = generator.noise(3, 0), options(generator)
+    rows, counts, change = [], {}, change_for(generator)
+    delta = lambda h, t: rows.append(len(h)) or change  # noqa: E731
+    for block in ("conv_in", "mid_block", "conv_out"):
+        part = getattr(generator.unet, block)
+        see = lambda m, args, block=block: counts.update({block: len(args[0])})  # noqa: E731
+        part.register_forward_pre_hook(see)
+    before = hooks(generator)
+    shifted, plain = hspace.predictions(generator, x, 599, delta, **own)
+    pair = 2 if own else 1  # of guidance
+    assert counts == {"conv_in": 3 * pair, "mid_block": 3 * pair, "conv_out": 6 * pair}
+    assert rows == [3 * pair] and hooks(generator) == before
+    with hspace.inject(generator, hspace.constant(change)):
+        alone = generator.epsilon(x, 599, **own)
+    assert apart(shifted, alone) < 1e-12
+    assert apart(plain, generator.epsilon(x, 599, **own)) < 1e-12
+    assert apart(shifted, plain) > 1e-6
+    with pytest.raises(KeyError, match="broken"):
+        hspace.predictions(generator, x, 599, lambda h, t: {}["broken"], **own)
+    assert hooks(generator) == before
+    for block in ("conv_in", "mid_block", "conv_out"):
+        getattr(generator.unet, block)._forward_pre_hooks.clear()
+
+
+def test_an_edit_on_one_way_down_follows_the_three_phases(exact):
+    generator = copy.copy(exact["celebahq-256"])
+    generator.unet = generator.unet.inner
+    x, change = generator.noise(3, 0), 0.1 * change_for(generator)
+    run = {"t_edit": 500, "t_boost": 300, "seed": 4}
+    for batch in (1, 6):
+        ours = hspace.edit(
+            generator, x, hspace.constant(change), steps=STEPS, batch=batch, decode=False, **run
+        )
+        assert apart(ours, two_pass_edit(generator, x, change, **run)) < 1e-10
+
+
 def test_guidance_is_taken_within_the_edited_and_within_the_plain_pair(text):
     x, delta = text.noise(2, 0), hspace.constant(change_for(text))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.kit import cache, codec, run, session
+from lib.kit import cache, codec, plots, run, session
 
 calls = []
 
@@ -237,7 +237,8 @@ def test_an_object_with_a_weight_hash_is_known_by_it():
 
 
 def key_in_new_process(library, call="used.f, 3"):
-    script = f"from lib.kit import cache; from lib import used, unrelated; print(cache.key({call}))"
+    modules = ", ".join(path.stem for path in library.glob("[a-z]*.py"))
+    script = f"from lib.kit import cache, run; from lib import {modules}; print(cache.key({call}))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=library.parent,
@@ -249,17 +250,59 @@ def key_in_new_process(library, call="used.f, 3"):
     return done.stdout.strip()
 
 
-def test_editing_a_function_in_lib_changes_the_keys_of_what_uses_it(copied_lib):
-    before = key_in_new_process(copied_lib)
+NOTEBOOK = "eval('lambda x: used.f(x)', {'used': used, '__name__': '__main__'}), 3"
+
+
+@pytest.mark.parametrize(
+    "call", ["used.f, 3", "cache.key, used.f", "cache.key, [used], 3", NOTEBOOK]
+)
+def test_editing_a_function_in_lib_changes_the_keys_of_what_uses_it(copied_lib, call):
+    before = key_in_new_process(copied_lib, call)
     (copied_lib / "unrelated.py").write_text("def h(x):\n    return -x\n")
+    (copied_lib / "used.py").write_text((copied_lib / "used.py").read_text() + "\n\ny = 1\n")
+    if "[used]" not in call:  # a module as a value counts as a whole
+        assert key_in_new_process(copied_lib, call) == before
     (copied_lib / "deeper.py").write_text("def g(x):\n    return 3 * x\n")
-    assert key_in_new_process(copied_lib) != before
+    assert key_in_new_process(copied_lib, call) != before
+
+
+@pytest.mark.parametrize("call", ["used.f, 3", NOTEBOOK])
+def test_moving_a_function_keeps_the_keys_of_what_uses_it(copied_lib, call):
+    before = key_in_new_process(copied_lib, call)
+    (copied_lib / "deeper.py").rename(copied_lib / "below.py")
+    (copied_lib / "moved.py").write_text(
+        "from lib import below as deeper\n\n\ndef f(x):\n    return deeper.g(x)\n"
+    )
+    moved = call.replace("'used': used", "'used': moved").replace("used.f, 3", "moved.f, 3")
+    (copied_lib / "used.py").write_text("")
+    assert key_in_new_process(copied_lib, moved) == before
+
+
+def test_an_import_inside_a_notebook_function_is_followed(copied_lib):
+    text = "def k(x):\\n    from lib.used import f\\n    return f(x)"
+    call = f"(scope := {{'__name__': '__main__'}}, exec('{text}', scope), scope['k'])[2], 3"
+    before = key_in_new_process(copied_lib, call)
+    (copied_lib / "deeper.py").write_text("def g(x):\n    return 3 * x\n")
+    assert key_in_new_process(copied_lib, call) != before
+
+
+def test_an_entry_of_a_class_that_has_moved_is_computed_anew(monkeypatch):
+    assert cache.cached(count, 3) == 5
+    decode, answers = codec.decode, iter([AttributeError("no such class")])
+
+    def once(*arguments):
+        for answer in answers:
+            raise answer
+        return decode(*arguments)
+
+    monkeypatch.setattr(codec, "decode", once)
+    assert cache.cached(count, 3) == 5 and calls == [3, 3]
 
 
 def test_source_edited_after_its_first_use_is_refused(monkeypatch):
-    monkeypatch.setattr(cache, "_first_seen", {"lib.kit.session": "older"})
-    with pytest.raises(ValueError, match="restart the kernel"):
-        cache.key(session.root)
+    monkeypatch.setattr(cache, "_first_seen", {("lib.kit.plots", "WIDTHS"): "older"})
+    with pytest.raises(ValueError, match=r"lib\.kit\.plots\.WIDTHS was edited.*restart the kernel"):
+        cache.key(plots.figure)
 
 
 def test_the_stored_tree_is_plain_json():

@@ -22,7 +22,7 @@ output = Path(os.environ["KIT_OUTPUT"])
 (output / "map.png").write_bytes(b"drawn in " + profile.encode())
 (output / "facts.txt").write_text(
     f"{os.environ.get('KIT_PROFILE')} {os.environ['CUBLAS_WORKSPACE_CONFIG']} "
-    f"{os.environ['TQDM_DISABLE']} {sys.executable}"
+    f"{os.environ['TQDM_DISABLE']} {os.environ['OMP_WAIT_POLICY']} {sys.executable}"
 )
 """
 FIGURES = "figures/01_ising"
@@ -48,7 +48,9 @@ def finished(tmp_path_factory):
     kernel.mkdir(parents=True)
     wrong = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(wrong))
-    write_notebook(root, "# A title", "import sys" + WRITE, "print('seed', seed)\nseed + 1")
+    write_notebook(
+        root, "# A title\n\n## 1. Draw", "import sys" + WRITE, "print('seed', seed)\nseed + 1"
+    )
     stray = root / FIGURES / "old.png"
     stray.parent.mkdir(parents=True)
     stray.touch()
@@ -60,6 +62,7 @@ def finished(tmp_path_factory):
         KIT_PROFILE="smoke",
         JUPYTER_DATA_DIR=str(root / "jupyter"),
         JUPYTER_PATH=str(root / "jupyter"),
+        OMP_WAIT_POLICY=None,
     )
     return root, done
 
@@ -77,14 +80,22 @@ def test_a_run_moves_its_outputs_to_figures(finished):
     assert not list((root / "build" / "run" / "quick" / "01_ising").iterdir())
 
 
+def test_a_run_says_its_sections_and_where_it_wrote(finished):
+    said = re.sub(r"\d+ s\b", "T", finished[1].stdout).splitlines()
+    assert said[1:] == [
+        "01_ising quick: section 1 of 1, Draw, T",
+        "01_ising quick: done in T, written to figures/01_ising",
+    ]
+
+
 def test_figures_of_earlier_runs_go_and_results_of_other_profiles_stay(finished):
     names = {path.name for path in (finished[0] / FIGURES).iterdir()}
-    assert names == {"map.png", "facts.txt", "results.full.json"}
+    assert names == {"map.png", "facts.txt", "results.full.json", "stamp.json"}
 
 
 def test_the_kernel_is_this_python_without_profile_override_or_bars(finished):
     facts = (finished[0] / FIGURES / "facts.txt").read_text()
-    assert facts == f"None :4096:8 1 {sys.executable}"
+    assert facts == f"None :4096:8 1 PASSIVE {sys.executable}"
 
 
 def test_a_second_run_finds_it_up_to_date(in_finished, capsys):
@@ -95,7 +106,11 @@ def test_a_second_run_finds_it_up_to_date(in_finished, capsys):
 def test_host_and_time_are_in_the_stamp_only(in_finished):
     stamp = json.loads(stamps.stamp_file("01_ising", "quick").read_text())
     assert set(stamp["run"]) == {"seconds", "host", "commit"}
-    assert set(stamp["outputs"]) == {f"{FIGURES}/map.png", f"{FIGURES}/facts.txt"}
+    made = {f"{FIGURES}/{name}" for name in ("map.png", "facts.txt", "stamp.json")}
+    assert set(stamp["outputs"]) == made
+    kept = json.loads((in_finished / FIGURES / "stamp.json").read_text())
+    assert set(kept) == {"inputs", "definitions"} and kept["inputs"] == stamp["inputs"]
+    assert stamps.reason_older("01_ising", "quick") == ""
 
 
 def test_a_machine_without_git_stamps_its_runs_too(root, monkeypatch):
@@ -309,9 +324,49 @@ def test_a_killed_run_counts_as_nothing_and_resumes_from_the_cache(root, tmp_pat
 OTHER_TARGETS = {
     "help": "make TARGET",
     "scorecard": f"{len(results.CLAIMS)} claims",
-    "student": "build/student/01_ising.ipynb",
+    "student": "build/student/01_ising.ipynb\n",
+    "evidence/01_ising": "evidence/01_ising quick: up to date\n",
+    "verify": "of 0 committed sets",
     "clean": "",
 }
+
+
+EVIDENCE = """
+from lib.kit import plots, results, run
+kit = run.start(profile, notebook="evidence/01_ising", seed=seed)
+fig, ax = plots.figure()
+plots.save_figure(fig, "drawn", "A plot of nothing.")
+results.record("hessian.ising.torus_rmse", 0.001, 0, 1, None)
+"""
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_a_lesson_and_its_evidence_share_a_folder_and_keep_each_other(root, profile):
+    write_notebook(root, "import sys" + WRITE)
+    write_notebook(root, EVIDENCE, name="evidence/01_ising")
+    folder = root / FIGURES
+    for names in (["1"], ["01_ising"], ["evidence/01_ising"]):
+        assert pipeline.main(["run", "--force", "--profile", profile, *names]) == 0
+        kept = {str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.is_file()}
+        lesson, below = ("", "evidence/") if profile == "quick" else ("full/", "evidence/full/")
+        rows = "results.json" if profile == "quick" else "results.full.json"
+        assert {f"{lesson}map.png", f"{lesson}stamp.json", rows} <= kept
+        assert {f"{below}drawn.png", f"{below}drawn.txt", f"{below}stamp.json"} <= kept
+        assert f"{lesson}drawn.png" not in kept
+    assert pipeline.main(["student"]) == 0
+    assert [path.name for path in (root / "build" / "student").rglob("*.ipynb")] == [
+        "01_ising.ipynb"
+    ]
+
+
+def test_evidence_that_no_longer_records_leaves_no_rows_behind(root):
+    write_notebook(root)
+    write_notebook(root, name="evidence/01_ising")
+    rows = root / FIGURES / "results.json"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}")
+    assert pipeline._publish_outputs("01_ising", "quick") == [] and rows.is_file()
+    assert pipeline._publish_outputs("evidence/01_ising", "quick") == [] and not rows.is_file()
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -320,14 +375,19 @@ def test_make_fails_when_a_notebook_fails_also_in_a_folder_with_spaces(root):
         shutil.copy(session.CHECKOUT / name, root)
     shutil.copytree(session.CHECKOUT / "lib" / "kit", root / "lib" / "kit")
     (root / "lib" / "__init__.py").touch()
+    (root / "README.md").write_text("<!-- scorecard --><!-- /scorecard -->")
     write_notebook(root, "raise RuntimeError('broken on purpose')")
+    for copy in ("01_ising-Copy1", "01_ising (1)", "evidence/01_ising (1)"):
+        write_notebook(root, "raise RuntimeError('a copy')", name=copy)
+    write_notebook(root, "print('sound')", name="evidence/01_ising")
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
     for name in ("KIT_ROOT", "MAKEFLAGS", "MAKELEVEL"):  # the last two, when make runs this test
         environment.pop(name, None)
     arguments = ["make", "-j2", "figures"]
     done = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "build/failed/01_ising.quick.ipynb" in done.stdout
+    assert "kept with its traceback: build/failed/01_ising.quick.ipynb\n" in done.stdout
+    assert "evidence/01_ising quick: done" in done.stdout and "Copy" not in done.stdout
     assert not (root / ".venv").exists()
     for target, said in OTHER_TARGETS.items():
         done = subprocess.run(
