@@ -33,6 +33,8 @@ PIPELINE := "$(PYTHON)" -m lib.kit.pipeline
 # Kernels take lib from this checkout and are those of this interpreter, not a user's own.
 export PYTHONPATH := $(CURDIR)
 export JUPYTER_PREFER_ENV_PATH := 1
+# Threads that spin at a barrier stop each other as soon as the machine has other work.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: $(TARGETS)
 
@@ -116,6 +118,9 @@ rehearse: ready ## the paper profile on generated full-size folders, two images,
 
 convert: ready ## a .pt of guided or improved diffusion as a folder; ARGS="FILE FOLDER --help"
 	"$(PYTHON)" -m lib.diffusion.adm $(ARGS)
+
+drills: ready ## make every fault happen on small notebooks; the table goes to docs/drills.md
+	"$(PYTHON)" tests/drills/drills.py
 
 bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks

@@ -74,19 +74,17 @@ def fit_swaps(
     1. f = A z by telling pairs of samples from the same pairs with their labels swapped;
     2. φ = log Z by `reweighting.reweight` of these statistics, the labels as states.
 
-    features: (n, k), z(x) of each sample, in any units; they may depend on each other, and a
-    constant among them is idle. t: (n, d), the label of each sample, from any prior. natural:
-    t -> θ, by default the identity. partners: of each sample. cells: of the reweighting.
-    The posterior in a box is left out of both steps, so that nothing depends on one. Where the
-    features miss part of the true statistic, φ belongs to the best f they can say, and is too flat.
+    features: (n, k), z(x) of each sample, in any units, constant or dependent ones among them.
+    t: (n, d), the label of each sample, from any prior. natural: t -> θ, by default the identity.
+    partners: of each sample. cells: of the reweighting.
+    What the features cannot say of the true statistic is lost, and φ is too flat by as much.
     Returns a `Fit`: its `statistic` reads features, and its history holds "step" and "loss", the
     mean of −log P(as they are) over pairs in nats; knowing nothing is log 2.
     Raises ValueError on values that are not finite, lengths that differ, fewer than 20 samples,
     labels that are all equal in a coordinate, features that are all constant, and labels with gaps.
     """
     require_whole(1, partners=partners, cells=cells)
-    z, t = _checked(features, t)
-    theta = mapped(natural or identity, t)
+    z, t, theta = _checked(features, t, natural or identity)
     a, history = _regression(z, theta, partners)
     potential = reweight(z @ a, t, natural=natural, cells=cells)
     return SwapFit(potential, LinearStatistic(a), natural or identity, history)
@@ -168,14 +166,19 @@ def _whitening(z: Tensor) -> Tensor:
     return unit[:, None] * vector[:, keep] / value[keep].sqrt()
 
 
-def _checked(features: Values, t: Values) -> tuple[Tensor, Tensor]:
-    """Features (n, k) and labels (n, d), float64, or a ValueError."""
+def _checked(features: Values, t: Values, natural: Natural) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (n, k), labels and natural labels (n, d), float64, or a ValueError."""
     z, t = as_points(features, "features").double().cpu(), as_points(t).double().cpu()
     if len(z) != len(t) or len(t) < FEWEST:
         raise ValueError(
             f"{len(z)} rows of features and {len(t)} labels; give one row per label, {FEWEST} or "
             "more"
         )
-    if not (t.amax(0) > t.amin(0)).all():
-        raise ValueError("a coordinate of the labels is constant; leave it out, it teaches nothing")
-    return z, t
+    theta = mapped(natural, t)
+    still = (theta.amax(0) <= theta.amin(0)).nonzero().flatten().tolist()
+    if still:
+        raise ValueError(
+            f"natural(t) is the same for all labels in its coordinates {still}; leave out what "
+            "does not vary, it teaches nothing"
+        )
+    return z, t, theta

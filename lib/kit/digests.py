@@ -39,7 +39,17 @@ from lib.kit.syntax import Reference
 LIBRARY = Path(__file__).resolve().parents[1]
 KEEPERS = frozenset(
     f"lib.kit.{name}"
-    for name in ("cache", "claims", "codec", "digests", "session", "stamps", "syntax")
+    for name in (
+        "cache",
+        "claims",
+        "codec",
+        "digests",
+        "pools",
+        "progress",
+        "session",
+        "stamps",
+        "syntax",
+    )  # fmt: skip
 )
 ALWAYS = "*"  # what counts of a module as soon as anything of it does
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")
@@ -112,7 +122,7 @@ class Library:
                 return None
             self._states[path] = _state(path)
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            self._sources[name] = syntax.parse(path.read_text(), name, package)
+            self._sources[name] = syntax.parse(path.read_text(encoding="utf-8"), name, package)
         return self._sources[name]
 
     def resolve(self, parts: list[str]) -> tuple[str, str, list[str]] | None:

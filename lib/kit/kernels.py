@@ -23,7 +23,8 @@ def environment(staging: Path, made_from: Mapping) -> Iterator[None]:
         JUPYTER_PREFER_ENV_PATH="1",  # a user's own kernel named python3 must not win
         CUBLAS_WORKSPACE_CONFIG=":4096:8",  # is read when CUDA starts
         TQDM_DISABLE="1",  # no bars in the outputs; `run.bar` draws on the terminal
-        OMP_WAIT_POLICY="PASSIVE",  # threads that spin stop each other on a busy machine
+        # Threads that spin at a barrier stop each other as soon as the machine has other work.
+        OMP_WAIT_POLICY=before.get("OMP_WAIT_POLICY", "PASSIVE"),
     )
     for name in ("KIT_PROFILE", "JUPYTER_PATH"):
         os.environ.pop(name, None)

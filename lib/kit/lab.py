@@ -25,12 +25,15 @@ def refresh() -> list[str]:
     """
     folder = session.root() / "build" / "lab"
     ledger = folder / ".written.json"
-    written = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    written = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
     kept = []
     for source in stamps.notebooks().values():
         name = source.relative_to(session.root() / "notebooks").as_posix()
         copy, known = folder / name, written.get(name, {})
-        text, now = text_at(copy, source), copy.read_text() if copy.is_file() else ""
+        text, now = (
+            text_at(copy, source),
+            copy.read_text(encoding="utf-8") if copy.is_file() else "",
+        )
         untouched = not now or digests.sha256(now) == known.get("file")
         if untouched or _cells(now) == known.get("cells") != _cells(text):
             session.write_atomically(copy, text)

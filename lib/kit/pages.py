@@ -59,7 +59,7 @@ def write() -> None:
         ValueError: when README.md lacks a marker or holds them in the wrong order.
     """
     path = session.root() / "README.md"
-    text = _filled(path.read_text() if path.is_file() else "", scorecard.summary())
+    text = _filled(path.read_text(encoding="utf-8") if path.is_file() else "", scorecard.summary())
     session.write_atomically(session.root() / "SCORECARD.md", scorecard_page())
     session.write_atomically(path, text)
 

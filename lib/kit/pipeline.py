@@ -130,8 +130,8 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
             progress.lines(f"{name} {profile}", stamps.read_notebook(name)) as cell_starts,
         ):
             papermill.execute_notebook(
-                stamps.notebooks()[name],
-                partial,
+                str(stamps.notebooks()[name]).replace("{", "{{").replace("}", "}}"),
+                str(partial).replace("{", "{{").replace("}", "}}"),  # papermill fills in braces
                 parameters=dict(parameters),
                 kernel_name="python3",
                 language="python",
@@ -367,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.time()
     try:
         return actions[given.command]()
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # of a disk: full, or not to be written
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

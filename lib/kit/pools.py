@@ -8,6 +8,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -35,7 +36,11 @@ def on_processes(items: list, fn: Callable) -> Iterator[None]:
     context = multiprocessing.get_context("fork")
     done = context.Value("i", 0)
     shares = [items[k::workers] for k in range(workers)]
-    crew = [context.Process(target=_compute, args=(s, fn, done), daemon=True) for s in shares]
+    here = os.getpid()
+    crew = [
+        context.Process(target=_compute, args=(share, fn, done, here), daemon=True)
+        for share in shares
+    ]
     try:
         for process in crew:
             process.start()
@@ -45,10 +50,13 @@ def on_processes(items: list, fn: Callable) -> Iterator[None]:
             process.terminate()
 
 
-def _compute(items: list, fn: Callable, done: object) -> None:
+def _compute(items: list, fn: Callable, done: object, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal or a kernel: the parent ends us
     torch.set_num_threads(1)  # nested tiles then run one after the other
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
         for item in items:
+            if os.getppid() != parent:  # it was killed: nobody waits for the rest
+                return
             cache.cached(fn, item)
             with done.get_lock():
                 done.value += 1

@@ -82,7 +82,9 @@ def duration(seconds: float) -> str:
 def _items() -> list[str]:
     """What the bar of the kernel has reached, as `noted` wrote it last."""
     with contextlib.suppress(OSError, KeyError):
-        return [text] if (text := Path(os.environ["KIT_PROGRESS"]).read_text()) else []
+        return (
+            [text] if (text := Path(os.environ["KIT_PROGRESS"]).read_text(encoding="utf-8")) else []
+        )
     return []
 
 
@@ -94,7 +96,8 @@ def noted(items: Iterable, label: str, total: int | None) -> Iterator:
         for count, item in enumerate(items):
             if time.monotonic() > written + 1:
                 written = time.monotonic()
-                path.write_text(f"{label or 'items'} {count}{f' of {total}' if total else ''}")
+                where = f"{label or 'items'} {count}{f' of {total}' if total else ''}"
+                path.write_text(where, encoding="utf-8")
             yield item
     finally:
         path.unlink(missing_ok=True)

@@ -150,7 +150,7 @@ def results_file(folder: Path, profile: str) -> Path:
 
 def read(path: Path) -> dict[str, dict]:
     """Return the rows of a results file; no file, no rows."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def table(notebook: str):

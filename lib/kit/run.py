@@ -98,7 +98,11 @@ def _stopped(finished: int, total: int) -> KeyboardInterrupt:
 
 def _compute_ahead(items: list, fn: Callable, label: str) -> None:
     """Fill the cache with what it lacks, several items at a time."""
-    waiting = [item for item in items if not cache.path(fn, item).is_file()]
+
+    def is_kept(item: object) -> bool:
+        return cache.path(fn, item).is_file()
+
+    waiting = [item for item in items if not is_kept(item)]
     if not waiting:
         return
     if address := os.environ.get("KIT_DASK"):
@@ -106,12 +110,12 @@ def _compute_ahead(items: list, fn: Callable, label: str) -> None:
         arrivals = pools.on_cluster(address, waiting, fn, prepare)
     else:
         arrivals = pools.on_processes(waiting, fn)
-    finished = len(items) - len(waiting)
     try:
         for _ in bar(arrivals, label, total=len(waiting)):
-            finished += 1
+            pass
     except KeyboardInterrupt:
-        raise _stopped(finished, len(items)) from None
+        arrivals.close()
+        raise _stopped(sum(map(is_kept, items)), len(items)) from None
     finally:
         arrivals.close()
 
@@ -136,7 +140,7 @@ def bar(items: Iterable, label: str = "", total: int | None = None) -> Iterable:
 def _terminal_bar(items: Iterable, label: str, total: int | None) -> Iterable:
     """Bar on the terminal that the pipeline names; a notebook's outputs stay free of it."""
     try:
-        terminal = open(os.environ["KIT_TERMINAL"], "w")  # noqa: SIM115
+        terminal = open(os.environ["KIT_TERMINAL"], "w", encoding="utf-8")  # noqa: SIM115
     except (KeyError, OSError):
         yield from progress.noted(items, label, total) if "KIT_PROGRESS" in os.environ else items
         return

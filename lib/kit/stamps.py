@@ -60,7 +60,13 @@ def chosen(names: Iterable[str]) -> list[str]:
 def read_notebook(name: str) -> nbformat.NotebookNode:
     """Return the notebook called `name`; raises ValueError with the nearest names otherwise."""
     (only,) = chosen([name])
-    return nbformat.read(notebooks()[only], as_version=4)
+    try:
+        return nbformat.read(notebooks()[only], as_version=4)
+    except Exception as error:  # of nbformat, json or its schema, by what is broken
+        raise ValueError(
+            f"notebooks/{only}.ipynb is not a whole notebook ({type(error).__name__}): take it "
+            "from git, or from a copy"
+        ) from error
 
 
 def code_cells(book: nbformat.NotebookNode) -> list[str]:
@@ -130,7 +136,10 @@ def reason_stale(name: str, profile: str, parameters: Mapping[str, object]) -> s
     path = stamp_file(name, profile)
     if not path.is_file():
         return "not run yet"
-    stamp = json.loads(path.read_text())
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return "its stamp is unreadable"
     if changed := _changed(stamp["inputs"], inputs(name, profile, parameters)):
         return f"changed: {', '.join(changed)}"
     for relative, digest in stamp["outputs"].items():
@@ -206,7 +215,10 @@ def reason_older(name: str, profile: str) -> str:
     path = figures(name, profile) / "stamp.json"
     if not path.is_file():
         return "it has no stamp"
-    stamp = json.loads(path.read_text())
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return "its stamp is unreadable"
     then = stamp["inputs"]
     changed = _changed(then, inputs(name, profile, then["parameters"]))
     if "lib" in changed:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -357,8 +358,8 @@ def tasks() -> dict[str, Callable[[], Task]]:
     return scorers.TASKS | ddpm.TASKS | sd.TASKS
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: train the named tasks, or all of them in order."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: train the named tasks, or all in order; return the exit status."""
     known = tasks()
     parser = argparse.ArgumentParser(description="Train the embedded models.")
     parser.add_argument("names", nargs="*", help=f"tasks among {', '.join(known)}; default all")
@@ -370,9 +371,16 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown task {unknown[0]!r}, expected one of {', '.join(known)}")
     for name in chosen.names or known:
-        metrics = train(known[name](), steps=chosen.steps, start=chosen.start, limit=chosen.limit)
+        try:
+            metrics = train(
+                known[name](), steps=chosen.steps, start=chosen.start, limit=chosen.limit
+            )
+        except KeyboardInterrupt:
+            print(f"interrupted, {name} is kept to its last whole step, run again", file=sys.stderr)
+            return 130
         print(json.dumps({name: metrics}, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
     updates: int = 100
 
 
-TINY = Sizes(("slices",), 4, 2, 2, 6, 8, 2, 2, 8, 1, True, 2)
+TINY = Sizes(("svd",), 4, 2, 2, 6, 8, 2, 2, 8, 1, True, 2)
 
 
 def rate(call: Callable[[], object], count: int, device: torch.device) -> float:

@@ -25,12 +25,13 @@ def python(*arguments, **settings):
 
 
 @pytest.mark.skipif(WITHOUT, reason="no C++ compiler, so no pretend device")
-def test_latents_on_a_pretend_device_are_those_of_the_cpu():
-    done = python("-m", "pytest", "-q", "tests/device/checks.py", TEST_ROOMS="svd")
+def test_a_pretend_device_refuses_mixes_and_every_public_call_has_a_case():
+    done = python("-m", "pytest", "-q", "-k", "not on_the_cpu", "tests/device/checks.py")
     assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_every_step_for_a_card_runs_at_tiny_sizes(tmp_path):
+    """Its device tests are those of svd."""
     device = "cpu" if WITHOUT else "pretend"
     out = tmp_path / "gpu.json"
     done = python("tests/device/gpu.py", "--device", device, "--tiny", "--out", str(out))

@@ -22,7 +22,7 @@ output = Path(os.environ["KIT_OUTPUT"])
 (output / "map.png").write_bytes(b"drawn in " + profile.encode())
 (output / "facts.txt").write_text(
     f"{os.environ.get('KIT_PROFILE')} {os.environ['CUBLAS_WORKSPACE_CONFIG']} "
-    f"{os.environ['TQDM_DISABLE']} {sys.executable}"
+    f"{os.environ['TQDM_DISABLE']} {os.environ['OMP_WAIT_POLICY']} {sys.executable}"
 )
 """
 FIGURES = "figures/01_ising"
@@ -48,7 +48,9 @@ def finished(tmp_path_factory):
     kernel.mkdir(parents=True)
     wrong = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(wrong))
-    write_notebook(root, "# A title", "import sys" + WRITE, "print('seed', seed)\nseed + 1")
+    write_notebook(
+        root, "# A title\n\n## 1. Draw", "import sys" + WRITE, "print('seed', seed)\nseed + 1"
+    )
     stray = root / FIGURES / "old.png"
     stray.parent.mkdir(parents=True)
     stray.touch()
@@ -60,6 +62,7 @@ def finished(tmp_path_factory):
         KIT_PROFILE="smoke",
         JUPYTER_DATA_DIR=str(root / "jupyter"),
         JUPYTER_PATH=str(root / "jupyter"),
+        OMP_WAIT_POLICY=None,
     )
     return root, done
 
@@ -77,6 +80,14 @@ def test_a_run_moves_its_outputs_to_figures(finished):
     assert not list((root / "build" / "run" / "quick" / "01_ising").iterdir())
 
 
+def test_a_run_says_its_sections_and_where_it_wrote(finished):
+    said = re.sub(r"\d+ s\b", "T", finished[1].stdout).splitlines()
+    assert said[1:] == [
+        "01_ising quick: section 1 of 1, Draw, T",
+        "01_ising quick: done in T, written to figures/01_ising",
+    ]
+
+
 def test_figures_of_earlier_runs_go_and_results_of_other_profiles_stay(finished):
     names = {path.name for path in (finished[0] / FIGURES).iterdir()}
     assert names == {"map.png", "facts.txt", "results.full.json", "stamp.json"}
@@ -84,7 +95,7 @@ def test_figures_of_earlier_runs_go_and_results_of_other_profiles_stay(finished)
 
 def test_the_kernel_is_this_python_without_profile_override_or_bars(finished):
     facts = (finished[0] / FIGURES / "facts.txt").read_text()
-    assert facts == f"None :4096:8 1 {sys.executable}"
+    assert facts == f"None :4096:8 1 PASSIVE {sys.executable}"
 
 
 def test_a_second_run_finds_it_up_to_date(in_finished, capsys):
