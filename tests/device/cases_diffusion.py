@@ -17,7 +17,6 @@ from lib.diffusion import (
     patterns,
     rehearsal,
     sampling,
-    sheets,
     tangents,
 )
 
@@ -177,8 +176,6 @@ CASES |= {
     "diffusion.sampling.rows_per_call": lambda on: [
         sampling.rows_per_call(pixel(on)[0], None) in (16, 64)
     ],
-    "diffusion.sheets.sheet": lambda on: sheets.sheet(on(faces()[None])),
-    "diffusion.sheets.by_coordinates": lambda on: sheets.by_coordinates(on(faces()[None])),
     "diffusion.tangents.Tape": linearised,
     "diffusion.tangents.linearised": linearised,
     "diffusion.tangents.pushforward": pushed,
@@ -195,7 +192,6 @@ EXCEPTIONS |= {
     "diffusion.entries.defaults": NUMBERS,
     "diffusion.entries.check": NUMBERS,
     "diffusion.entries.as_list": NUMBERS,
-    "diffusion.adm.Layout": NUMBERS,
     "diffusion.adm.convert": "from a file to a folder, read on the CPU",
     "diffusion.adm.layout": "shapes in, numbers out",
     "diffusion.adm.renamed": "part of `convert`, on the CPU",
