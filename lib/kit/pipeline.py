@@ -382,4 +382,6 @@ def _kept_since(began: float) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # headings have letters that not every locale has
+        stream.reconfigure(errors="replace")
     sys.exit(main())
