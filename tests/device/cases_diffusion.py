@@ -9,6 +9,7 @@ import torch
 from table import CASES, EXCEPTIONS
 
 from lib.diffusion import (
+    differentiable,
     folders,
     images,
     mixture,
@@ -16,7 +17,6 @@ from lib.diffusion import (
     patterns,
     rehearsal,
     sampling,
-    sheets,
     tangents,
 )
 
@@ -101,7 +101,7 @@ def attended(on):
 
 def attend(on):
     attention, x = attended(on)
-    return models.attend(attention, x, None, lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+    return differentiable.attend(attention, x, None, lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
 
 
 def linearised(on):
@@ -151,12 +151,14 @@ CASES |= {
     "diffusion.models.real_numbers": lambda on: models.real_numbers(on(faces()), "x"),
     "diffusion.models.Generator": generator,
     "diffusion.models.load": loaded,
-    "diffusion.models.PlainAttention": lambda on: models.PlainAttention()(*attended(on)),
-    "diffusion.models.attend": attend,
-    "diffusion.models.PlainGroupNorm": lambda on: on(models.PlainGroupNorm(2, 4))(
+    "diffusion.differentiable.PlainAttention": lambda on: differentiable.PlainAttention()(
+        *attended(on)
+    ),
+    "diffusion.differentiable.attend": attend,
+    "diffusion.differentiable.PlainGroupNorm": lambda on: on(differentiable.PlainGroupNorm(2, 4))(
         on(torch.arange(32.0).view(2, 4, 2, 2))
     ),
-    "diffusion.models.make_differentiable": lambda on: models.make_differentiable(
+    "diffusion.differentiable.make_differentiable": lambda on: differentiable.make_differentiable(
         on(torch.nn.Sequential(torch.nn.GroupNorm(2, 4)))
     )(on(torch.arange(8.0).view(2, 4))),
     "diffusion.patterns.Patterns": pattern,
@@ -174,19 +176,27 @@ CASES |= {
     "diffusion.sampling.rows_per_call": lambda on: [
         sampling.rows_per_call(pixel(on)[0], None) in (16, 64)
     ],
-    "diffusion.sheets.sheet": lambda on: sheets.sheet(on(faces()[None])),
-    "diffusion.sheets.by_coordinates": lambda on: sheets.by_coordinates(on(faces()[None])),
     "diffusion.tangents.Tape": linearised,
     "diffusion.tangents.linearised": linearised,
     "diffusion.tangents.pushforward": pushed,
 }
 
 NUMBERS = "takes and returns numbers or texts alone"
+FILE = "from a file to a file, read on the CPU"
 EXCEPTIONS |= {
-    "diffusion.folders.convert_pickle": "from a file to a file, read on the CPU",
+    "diffusion.folders.convert_pickle": FILE,
     "diffusion.folders.new_folder": "a folder",
     "diffusion.folders.locate": "a folder",
-    "diffusion.folders.read": "reads files onto the CPU; `models.load` moves what it returns",
+    "diffusion.folders.read_json": "a file",
+    "diffusion.folders.refuse_pickle": "a file",
+    "diffusion.reading.read": "reads files onto the CPU; `models.load` moves what it returns",
+    "diffusion.adm.convert": FILE,
+    "diffusion.adm.layout": FILE,
+    "diffusion.adm.renamed": FILE,
+    "diffusion.adm.main": FILE,
+    "diffusion.entries.as_list": NUMBERS,
+    "diffusion.entries.check": NUMBERS,
+    "diffusion.entries.defaults": NUMBERS,
     "diffusion.folders.without_bars": "a setting of the libraries below",
     "diffusion.mixture.even_alphas": NUMBERS,
     "diffusion.mixture.total_stretch": NUMBERS,
