@@ -99,7 +99,7 @@ def slope_falls(field: Field, points: Values, axis: int, level: float) -> float:
     points: (n, d) on a line along which that coordinate grows. Where a slope jumps, as across a
     first-order line, the middle of the jump is the level to ask for.
     """
-    points = np.asarray(points)
+    points = as_array(points)
     return first_below(points[:, axis], central_slopes(field, points)[:, axis], level)
 
 
@@ -111,7 +111,7 @@ def slope_ends(
     The straight line through the places where it falls below the two levels, high before low.
     points: as in `slope_falls`.
     """
-    points = np.asarray(points)
+    points = as_array(points)
     slope, (high, low) = central_slopes(field, points)[:, axis], levels
     first, second = (first_below(points[:, axis], slope, level) for level in levels)
     return second + (second - first) * low / (high - low)

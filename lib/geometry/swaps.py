@@ -24,6 +24,7 @@ from lib.geometry.checks import (
     Natural,
     Values,
     as_points,
+    as_tensor,
     mapped,
     require_whole,
 )
@@ -87,7 +88,8 @@ def fit_swaps(
     z, t, theta = _checked(features, t, natural or identity)
     a, history = _regression(z, theta, partners)
     potential = reweight(z @ a, t, natural=natural, cells=cells)
-    return SwapFit(potential, LinearStatistic(a), natural or identity, history)
+    here = as_tensor(features, "features").device
+    return SwapFit(potential.to(here), LinearStatistic(a.to(here)), natural or identity, history)
 
 
 def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:

@@ -182,20 +182,21 @@ CASES |= {
 }
 
 NUMBERS = "takes and returns numbers or texts alone"
+FILE = "from a file to a file, read on the CPU"
 EXCEPTIONS |= {
-    "diffusion.folders.convert_pickle": "from a file to a file, read on the CPU",
+    "diffusion.folders.convert_pickle": FILE,
     "diffusion.folders.new_folder": "a folder",
     "diffusion.folders.locate": "a folder",
-    "diffusion.folders.read_json": NUMBERS,
-    "diffusion.folders.refuse_pickle": NUMBERS,
+    "diffusion.folders.read_json": "a file",
+    "diffusion.folders.refuse_pickle": "a file",
     "diffusion.reading.read": "reads files onto the CPU; `models.load` moves what it returns",
-    "diffusion.entries.defaults": NUMBERS,
-    "diffusion.entries.check": NUMBERS,
+    "diffusion.adm.convert": FILE,
+    "diffusion.adm.layout": FILE,
+    "diffusion.adm.renamed": FILE,
+    "diffusion.adm.main": FILE,
     "diffusion.entries.as_list": NUMBERS,
-    "diffusion.adm.convert": "from a file to a folder, read on the CPU",
-    "diffusion.adm.layout": "shapes in, numbers out",
-    "diffusion.adm.renamed": "part of `convert`, on the CPU",
-    "diffusion.adm.main": "a command",
+    "diffusion.entries.check": NUMBERS,
+    "diffusion.entries.defaults": NUMBERS,
     "diffusion.folders.without_bars": "a setting of the libraries below",
     "diffusion.mixture.even_alphas": NUMBERS,
     "diffusion.mixture.total_stretch": NUMBERS,

@@ -21,6 +21,7 @@ from lib.geometry import (
     relaxation,
     reweighting,
     scores,
+    swaps,
     theorems,
     two_step,
 )
@@ -34,6 +35,7 @@ BITS = (SPINS > 0).double()
 F = SPINS.double().sum((1, 2))[:, None] / 16 + 0.1 * T
 ENDS = torch.tensor([[-0.8, -0.6]]).double(), torch.tensor([[0.7, 0.5]]).double()
 CURVE = torch.stack([ENDS[0], torch.tensor([[0.2, -0.3]]).double(), ENDS[1]], 1)
+LINE = torch.linspace(-1, 1, 9).double()[:, None].expand(-1, 2)
 MAPS = torch.exp(-((boxes.cells(6)[None] * 2 - 1 - T[:, None]).square().sum(2)) * 4).view(-1, 6, 6)
 MAPS = MAPS / MAPS.sum((1, 2), keepdim=True)
 NET = networks.perceptron(2, 8, 1).double()
@@ -144,9 +146,23 @@ def segment_jet(on):
 
 
 def reweighted(on):
-    edges = [np.linspace(-1, 1, 4)] * 2
-    found = reweighting.reweight(on(T + F / 4), on(T), edges=edges)
+    found = reweighting.reweight(on(T + F / 4), on(T), cells=8)
     return found(on(FEW)), found.moments(on(FEW))
+
+
+def swapped(on):
+    found = swaps.fit_swaps(on(torch.cat([F, T], 1)), on(T), partners=4, cells=8)
+    return found.potential(on(FEW)), found.statistic(on(torch.cat([F, T], 1))), found.history
+
+
+def field(t):
+    """A function of points that answers in NumPy, its slope falling along the line."""
+    return -np.square(t).sum(1) / 4
+
+
+def aligned_field(on):
+    there, alignment = scores.aligned(phi, on(phi(T)), on(T))
+    return there(on(FEW)), alignment
 
 
 def slope_at_estimate(on):
@@ -192,7 +208,6 @@ CASES |= {
     "geometry.baselines.vae_components": lambda on: baselines.vae_components(
         on(SPINS), 1, latent=2, steps=4, batch=8, hidden=8
     ),
-    "geometry.baselines.linear_head": lambda on: baselines.linear_head(on(F), on(T), pairs=2),
     "geometry.boxes.as_box": lambda on: boxes.as_box(on(BOX)),
     "geometry.boxes.in_box": lambda on: boxes.in_box(on(T), BOX),
     "geometry.boxes.warn_uneven": lambda on: [boxes.warn_uneven(on(T), on(BOX)) is None],
@@ -232,6 +247,9 @@ CASES |= {
         g, *on(ENDS), box=on(BOX), resolution=6, reach=2, points=5
     ),
     "geometry.grids.from_grid": lambda on: table(on).coefficients,
+    "geometry.grids.tabulate": lambda on: grids.tabulate(
+        g, [on(torch.linspace(-1, 1, 5).double())] * 2
+    )(on(FEW)),
     "geometry.grids.GridMetric": lambda on: (table(on)(on(FEW)), table(on).jet(on(FEW))),
     "geometry.lengths.Panels": lambda on: lengths.panels(*lifted(on), scan=8).curve_length(
         on(CURVE)
@@ -321,6 +339,12 @@ CASES |= {
         on(torch.arange(4)), on(torch.tensor([3.0, 2, 1, 0])), 1.5
     ),
     "geometry.scores.metric_error": lambda on: scores.metric_error(g(on(T)), g(on(T)) * 1.1),
+    "geometry.scores.aligned": aligned_field,
+    "geometry.scores.slope_falls": lambda on: scores.slope_falls(field, on(LINE), 0, 0.3),
+    "geometry.scores.slope_ends": lambda on: scores.slope_ends(field, on(LINE), 0),
+    "geometry.swaps.LinearStatistic": lambda on: swaps.LinearStatistic(on(T[:3]))(on(T @ T[:3].T)),
+    "geometry.swaps.SwapFit": swapped,
+    "geometry.swaps.fit_swaps": swapped,
     "geometry.theorems.divergence_gap": lambda on: theorems.divergence_gap(
         phi, learned(on), box=on(BOX), grid=3
     ),
@@ -338,12 +362,15 @@ CASES |= {
 }
 
 NUMBERS = "takes and returns plain numbers; what it makes is made on the CPU and moved"
+FIT = "a part of a fit that is made on the CPU and moved, `reweight` or `fit_swaps`"
 EXCEPTIONS |= {
     "geometry.boxes.cell_centres": NUMBERS,
     "geometry.boxes.cells": NUMBERS,
     "geometry.boxes.kronecker": NUMBERS,
     "geometry.checks.require_whole": NUMBERS,
     "geometry.descent.progress": "a bar",
+    "geometry.reweighting.label_cells": FIT,
+    "geometry.swaps.pairs": FIT,
     "geometry.descent.subnormals_flushed": "a setting of the CPU",
     "geometry.descent.small_matrices": "a setting of the CPU",
     "geometry.networks.seeded": "a setting of the CPU's random numbers",

@@ -20,6 +20,7 @@ from lib.hspace import (
     means,
     published,
     schedule,
+    taps,
     trained,
 )
 
@@ -70,6 +71,12 @@ def captured(on):
         generator.epsilon(z, 500)
     with hspace.inject(generator, steps(on), rows=[True, False]):
         return h, generator.epsilon(z, 500)
+
+
+def shared(on):
+    generator, z = model(on)
+    with taps.shared_encoder(generator, 2):
+        return generator.epsilon(torch.cat([z, z]), 500)
 
 
 def tuned(on):
@@ -289,6 +296,7 @@ CASES |= {
     "hspace.schedule.t_boost": curves,
     "hspace.taps.capture": captured,
     "hspace.taps.inject": captured,
+    "hspace.taps.shared_encoder": shared,
     "hspace.taps.h_shape": lambda on: hspace.h_shape(model(on)[0]),
     "hspace.trained.DeltaBlock": lambda on: block(on)[2:],
     "hspace.trained.DirectDelta": lambda on: block(on, trained.DirectDelta)[2:],
