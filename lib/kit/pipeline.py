@@ -9,6 +9,7 @@ import ast
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
@@ -118,6 +119,8 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
     """Run one notebook into its staging folder; return the seconds it took."""
     import papermill
 
+    for library in ("papermill", "asyncio"):  # what goes wrong is raised as well
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     staging = _staging(name, profile)
     partial = staging.with_suffix(".partial.ipynb")
     shutil.rmtree(staging, ignore_errors=True)

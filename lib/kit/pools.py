@@ -36,12 +36,10 @@ def on_processes(items: list, fn: Callable) -> Iterator[None]:
     if workers < 2 or sys.platform != "linux" or torch.cuda.is_available():
         return
     context = multiprocessing.get_context("fork")
-    done = context.Value("i", 0)
-    shares = [items[k::workers] for k in range(workers)]
-    here = os.getpid()
+    done = context.RawArray("i", workers)  # no lock: a process may be killed while it holds one
     crew = [
-        context.Process(target=_compute, args=(share, fn, done, here), daemon=True)
-        for share in shares
+        context.Process(target=_compute, args=(items, fn, done, k, os.getpid()), daemon=True)
+        for k in range(workers)
     ]
     try:
         for process in crew:
@@ -52,16 +50,16 @@ def on_processes(items: list, fn: Callable) -> Iterator[None]:
             process.terminate()
 
 
-def _compute(items: list, fn: Callable, done: object, parent: int) -> None:
+def _compute(items: list, fn: Callable, done: object, k: int, parent: int) -> None:
+    """The k-th share of the items, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal or a kernel: the parent ends us
     torch.set_num_threads(1)  # nested tiles then run one after the other
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        for item in items:
+        for item in items[k :: len(done)]:
             if os.getppid() != parent:  # it was killed: nobody waits for the rest
                 return
             cache.cached(fn, item)
-            with done.get_lock():
-                done.value += 1
+            done[k] += 1
 
 
 def _arrivals(crew: list, done: object) -> Iterator[None]:
@@ -69,7 +67,7 @@ def _arrivals(crew: list, done: object) -> Iterator[None]:
     seen, alive = 0, True
     while alive:
         alive = any(process.is_alive() for process in crew)
-        for _ in range(seen, seen := done.value):
+        for _ in range(seen, seen := sum(done)):
             yield
         time.sleep(0.1 * alive)
 

@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -267,7 +268,13 @@ def _resume(run: _Run) -> None:
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path.name} of {run.settings['name']} is damaged ({type(error).__name__}): delete it "
+            "to begin anew"
+        ) from error
     if state["settings"] != run.settings:
         raise ValueError(
             f"{path.name} of {run.settings['name']} was made with {state['settings']}, not with "

@@ -36,7 +36,7 @@ from drilling import (  # noqa: E402
     wait_until,
 )
 
-TRIES = 2
+TRIES = 1
 PAGE = CHECKOUT / "docs" / "drills.md"
 
 

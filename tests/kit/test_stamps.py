@@ -50,6 +50,24 @@ def reason(parameters=QUICK, profile="quick"):
     return stamps.reason_stale("01_ising", profile, parameters)
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def test_a_stamp_that_was_cut_short_counts_as_none(finished):
+    cut(stamps.stamp_file("01_ising", "quick"))
+    assert reason() == "its stamp is unreadable"
+    commit(finished)
+    cut(finished / "figures" / "01_ising" / "stamp.json")
+    assert stamps.reason_older("01_ising", "quick") == "its stamp is unreadable"
+
+
+def test_a_notebook_that_was_cut_short_is_named(finished, capsys):
+    cut(finished / "notebooks" / "01_ising.ipynb")
+    assert pipeline.main(["run"]) == 2
+    assert "notebooks/01_ising.ipynb is not a whole notebook" in capsys.readouterr().err
+
+
 def edit_cell(root, old, new):
     path = root / "notebooks" / "01_ising.ipynb"
     text = path.read_text()

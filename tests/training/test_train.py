@@ -338,6 +338,24 @@ def test_an_unknown_task_is_named(capsys):
     assert "unknown task 'judge-z', expected one of judge-a" in capsys.readouterr().err
 
 
+def test_an_interrupt_of_the_command_is_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[train.__module__], "train", interrupted)
+    assert main(["judge-a"]) == 130
+    said = "interrupted, judge-a is kept to its last whole step, run again\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run(tmp_path, limit=3)
+    checkpoint = tmp_path / "build" / "line" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(ValueError, match="checkpoint.pt of line is damaged.*delete"):
+        run(tmp_path)
+
+
 def test_snapshots_hold_the_average_of_their_moment(tmp_path):
     saved = lambda network, folder: (  # noqa: E731
         folder.mkdir(),
