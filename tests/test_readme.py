@@ -1,22 +1,27 @@
 """The README is true: its links lead somewhere, its commands exist, its example runs."""
 
-import functools
 import re
 from pathlib import Path
+
+import pytest
+import torch
 
 from lib.kit import pages, scorecard, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_every_link_leads_to_a_file_or_a_heading():
-    headings = {re.sub(r"[^a-z ]", "", h.lower()).replace(" ", "-") for h in headings_of(README)}
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_or_a_heading(page):
+    text = page.read_text()
+    headings = {re.sub(r"[^a-z ]", "", h.lower()).replace(" ", "-") for h in headings_of(text)}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
 
 
 def headings_of(text):
@@ -28,7 +33,8 @@ def test_every_command_is_a_target():
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     lessons = {stamps.lesson_of(name) for name in stamps.notebooks()}
     targets |= set(stamps.notebooks()) | {str(int(name[:2])) for name in lessons}
-    named = set(re.findall(r"(?:`|^)make ([a-z0-9_/]+)", README, re.MULTILINE))
+    texts = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:`|^)make ([a-z0-9_/]+)", texts, re.MULTILINE))
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 
 
@@ -48,13 +54,32 @@ def test_the_faces_are_attributed():
     assert avatars.attribution() in README
 
 
-def test_the_example_runs(monkeypatch):
-    from lib.geometry import geodesics, potential
+def test_the_example_of_a_family_says_what_it_prints():
+    names = run_example("swaps.fit_swaps")
+    metric, exact = names["fisher"](torch.zeros(1, 2))[0], torch.eye(2)
+    assert torch.allclose(metric, torch.tensor([[1.04, -0.02], [-0.02, 1.04]]).double(), atol=0.01)
+    assert (metric - exact).abs().max() < 0.05
+    assert names["path"].length.item() == pytest.approx(5.68, abs=0.01)
 
-    short = functools.partial(potential.fit_direct, steps=20, grid=16)
-    monkeypatch.setattr(potential, "fit_direct", short)
-    monkeypatch.setattr(geodesics, "geodesic", functools.partial(geodesics.geodesic, points=9))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+def test_the_example_of_an_image_writes_another(tmp_path, monkeypatch):
+    from lib.diffusion import images
+    from lib.faces import attributes, avatars
+
+    held_out = avatars.load("held-out", 64)
+    bare = (held_out.labels["eyewear"] == 0) & (held_out.labels["hat"] == 0)
+    images.save(avatars.to_float(held_out.images[bare][:1]), tmp_path / "face.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    names = run_example("images.read")
+    after = images.read("with-glasses.png", names["generator"])
+    assert not attributes.labels(names["x"])["glasses"] and attributes.labels(after)["glasses"]
+
+
+def run_example(holding):
+    """The names after the Python block of the README that holds a text."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for block in blocks if holding in block)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["path"].points.shape[-1] == 2
+    return names
