@@ -40,7 +40,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## list of targets
 	@echo "make TARGET [PROFILE=smoke|quick|full|paper]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@for name in $(NOTEBOOKS); do printf '  %-28s run this notebook if it is stale\n' "$$name"; done
 	@echo "  a number, as 3               run all notebooks of this number"
 
@@ -96,6 +96,12 @@ pytest-first:
 pytest-second:
 	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
 
+test-device: ready ## every public call of lib on a pretend accelerator, against the CPU
+	$(PYTEST) tests/device/checks.py
+
+gpu: ready ## on one card, within eight minutes: test-device, speeds, memory; writes figures/gpu.json
+	"$(PYTHON)" tests/device/gpu.py
+
 wheels: ready ## ask the package index whether every Python of the range can be set up
 	"$(PYTHON)" -m pytest -rs tests/wheels.py
 
@@ -109,6 +115,9 @@ student: ready ## copies of the notebooks without solutions and outputs, in buil
 rehearse: ready ## the paper profile on generated full-size folders, two images, two steps
 	"$(PYTHON)" -m lib.diffusion.rehearsal
 	$(PIPELINE) rehearse
+
+convert: ready ## a .pt of guided or improved diffusion as a folder; ARGS="FILE FOLDER --help"
+	"$(PYTHON)" -m lib.diffusion.adm $(ARGS)
 
 drills: ready ## make every fault happen on small notebooks; the table goes to docs/drills.md
 	"$(PYTHON)" tests/drills/drills.py

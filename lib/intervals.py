@@ -34,11 +34,14 @@ class Matched(NamedTuple):
     reached: float
 
 
+def as_numpy(values: Values) -> np.ndarray:
+    """An array of a tensor, on any device, or of an array or a list; its type is kept."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+
+
 def as_array(values: Values) -> np.ndarray:
-    """A float64 array of a tensor or an array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, np.float64)
+    """A float64 array of a tensor, on any device, or of an array or a list."""
+    return np.asarray(as_numpy(values), np.float64)
 
 
 def of_draws(value: float, drawn: Values) -> Interval:

@@ -203,8 +203,9 @@ def is_command(node):
 
 
 def commands():
-    """Modules that the Makefile runs."""
-    text = (ROOT / "Makefile").read_text()
+    """Modules that the Makefile runs, or that a reader is told to run."""
+    told = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text() for path in told)
     paths = [p.replace("/", ".").removesuffix(".py") for p in re.findall(r"lib/\S+\.py", text)]
     return {*re.findall(r"-m (lib[\w.]+)", text), *paths}
 

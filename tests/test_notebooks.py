@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from lib.kit import pipeline, results, stamps
+from lib.kit import pipeline, results, scorecard, stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = stamps.notebooks()
@@ -98,6 +98,27 @@ def test_lessons_and_evidence_that_are_split_are_short(name):
         assert not any("results.record(" in source for source in sources)
     else:
         assert len(read(NOTEBOOKS[name]).cells) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(SPLIT & set(LESSONS)))
+def test_each_claim_is_settled_in_one_section_of_the_evidence(name):
+    evidence = read(NOTEBOOKS[stamps.EVIDENCE + name]).cells
+    texts = [cell.source for cell in evidence if cell.cell_type == "markdown"]
+    sections = re.split(r"^## ", "\n".join(texts), flags=re.MULTILINE)[1:]
+    for claim in (c.id for c in results.CLAIMS.values() if c.notebook == name):
+        found = [section.splitlines()[0] for section in sections if f"`{claim}`" in section]
+        assert len(found) == 1, f"{claim} is settled in {found}"
+
+
+@pytest.mark.parametrize("name", sorted(SPLIT & set(LESSONS)))
+def test_a_lesson_ends_with_the_verdicts_that_are_committed(name):
+    shown = [
+        "".join(output.data["text/markdown"])
+        for cell in code_cells(NOTEBOOKS[name])
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert scorecard.claims_table(name).data in shown, f"run {name} again, then refresh"
 
 
 @each_lesson

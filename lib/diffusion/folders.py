@@ -1,4 +1,4 @@
-"""Diffusers folders on disk: found, fetched, read, converted, and written with random weights."""
+"""Diffusers folders on disk: found, fetched, converted from pickles, written in one move."""
 
 import difflib
 import hashlib
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
 CONVERTED = ROOT / "cache" / "converted"
 EMBEDDED = ("avatars-ddpm", "avatars-sd")
-EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds")
 WORDS = "words.json"  # beside a tokenizer: all the words of the captions, where these are few
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -53,11 +52,11 @@ WANTED = [
     "diffusion_pytorch_model.safetensors",
     "scheduler/*.json",
     "tokenizer/*",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/config.json",
+    *(f"{part}/config.json" for part in ("unet", "vae", "vqvae", "text_encoder")),
+    *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "vqvae")),
+    *(f"{part}/*.safetensors.index.json" for part in ("unet", "text_encoder")),
+    "unet/diffusion_pytorch_model-*-of-*.safetensors",
+    "text_encoder/model-*-of-*.safetensors",
     "text_encoder/model.safetensors",
 ]
 
@@ -69,6 +68,14 @@ def weight_hash(tensors: Iterable[tuple[str, Tensor]], *notes: str) -> str:
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of a folder says; raises ValueError, which names it, for a broken one."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # a byte-order mark and other encodings are among them
+        raise ValueError(f"{file} is no JSON ({error}): fetch or write it again") from error
 
 
 def convert_pickle(source: str | Path, target: str | Path) -> Path:
@@ -108,7 +115,7 @@ def _pickled_weights(source: Path) -> dict[Path, str]:
         files = sorted(p for p in config.parent.iterdir() if p.suffix in PICKLES)
         if not files or any(config.parent.glob("*.safetensors")):
             continue
-        ours = _index(config, config.parent).keys().isdisjoint(("model_type", "architectures"))
+        ours = read_json(config).keys().isdisjoint(("model_type", "architectures"))
         stem = "diffusion_pytorch_model" if ours else "model"
         usual = [p for p in files if p.stem in (stem, "pytorch_model")] or files
         if len(usual) > 1:
@@ -165,11 +172,12 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
 
 def _refuse_file(path: Path) -> None:
     if path.suffix in PICKLES:
-        _refuse_pickle(path)
+        refuse_pickle(path)
     raise ValueError(f"{path} is a file; give the diffusers folder that holds it")
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
+    """Raise ValueError for a pickle checkpoint, with the two ways out."""
     raise ValueError(
         f"{path} is a pickle checkpoint, which can run code when it is opened; use a safetensors "
         "version, or, if you trust it, folders.convert_pickle(folder, new_folder) and load that"
@@ -215,125 +223,6 @@ def _convert_file(file: Path, place: Path) -> str:
     save_file(tensors, place, metadata={"format": "pt"})
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """The parts of a diffusers folder, as the arguments of `models.Generator`.
-
-    Classes come from our own table, never from the folder. Raises ValueError for a folder without
-    an index, another kind of model, a missing part and unreadable weights.
-    """
-    import diffusers
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    inner = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _index(inner / "config.json", folder)
-    kind = config.get("_class_name")
-    extra = [key for key in EXTRA_INPUTS if config.get(key)]
-    if kind not in ("UNet2DModel", "UNet2DConditionModel") or extra:
-        raise ValueError(
-            f"{folder} holds a {kind} {extra or ''}; the kit takes a UNet2DModel or "
-            "UNet2DConditionModel without class labels or added embeddings"
-        )
-    unet = _network(getattr(diffusers, kind), inner, dtype)
-    parts = {"unet": unet, "latent_shape": _latent_shape(unet, folder), **_schedule(folder)}
-    if kind == "UNet2DConditionModel":
-        for name in ("tokenizer", "text_encoder"):
-            if not (folder / name).is_dir():
-                raise ValueError(f"{folder} has no {name}; give the folder of the whole pipeline")
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        if (folder / "tokenizer" / WORDS).is_file():
-            parts["words"] = json.loads((folder / "tokenizer" / WORDS).read_text())
-        parts["text_encoder"] = _network(CLIPTextModel, folder / "text_encoder", dtype)
-    if (folder / "vae").is_dir():
-        parts["autoencoder"] = _network(diffusers.AutoencoderKL, folder / "vae", dtype)
-    return parts
-
-
-def _latent_shape(unet: nn.Module, folder: Path) -> tuple[int, ...]:
-    size, channels = unet.config.sample_size, unet.config.in_channels
-    if unet.config.out_channels not in (channels, 2 * channels):
-        raise ValueError(
-            f"{folder} maps {channels} channels to {unet.config.out_channels}; the kit takes as "
-            "many, or twice as many for a learned sigma (no inpainting or upscaling models)"
-        )
-    if size is None:
-        raise ValueError(f"{folder}: the U-Net's config.json has no sample_size; write it there")
-    return (channels, *((size, size) if isinstance(size, int) else size))
-
-
-def _index(file: Path, folder: Path) -> dict:
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} has no index: neither model_index.json with a unet folder, nor the "
-            "config.json of a UNet2DModel; save it with save_pretrained"
-        )
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): fetch or write it again") from error
-
-
-def _schedule(folder: Path) -> dict[str, Any]:
-    """Alphas and output head of a folder, whatever the class of its scheduler.
-
-    Betas are the float32 values of the training code; their product is taken in float64.
-    """
-    from diffusers import DDPMScheduler
-
-    places = (folder / "scheduler", folder, folder.parent / "scheduler")
-    files = [p / "scheduler_config.json" for p in places]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        warnings.warn(
-            f"{folder} has no scheduler_config.json: taking linear betas 1e-4 ... 0.02, T = 1000",
-            stacklevel=2,
-        )
-    config = json.loads(found.read_text()) if found else {"beta_start": 1e-4}
-    if "beta_start" not in config and config.get("trained_betas") is None:
-        raise ValueError(
-            f"{found} describes {config.get('_class_name')} without betas; only "
-            "variance-preserving models can be sampled by DDIM"
-        )
-    scheduler = DDPMScheduler.from_config(config)
-    return {
-        "alphas": torch.cumprod(1 - scheduler.betas.double(), 0),
-        "prediction": scheduler.config.prediction_type,
-    }
-
-
-def _network(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """One network from safetensors; incomplete files and missing weights are errors."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        for path in sorted(p for p in folder.iterdir() if p.suffix in PICKLES):
-            _refuse_pickle(path)
-        raise ValueError(f"{folder} holds no weights; expected a .safetensors file")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or damaged: fetch or write it again") from error
-    try:
-        with without_bars():
-            model, report = kind.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, local_files_only=True
-            )
-    except OSError as error:
-        raise ValueError(
-            f"{folder} holds {', '.join(file.name for file in files)}, where the library looks for "
-            "diffusion_pytorch_model.safetensors (a text encoder's is model.safetensors): rename it"
-        ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-        raise ValueError(
-            f"{folder}: weights missing or of the wrong shape for config.json ({wrong[0]} and "
-            f"{len(wrong) - 1} more); fetch weights and config from the same place"
-        )
-    return model
 
 
 @contextmanager

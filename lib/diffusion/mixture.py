@@ -72,7 +72,8 @@ def mixture(
     if alphas is None:
         alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     width = torch.tensor(sigma, dtype=torch.float64)
-    denoiser = MixtureDenoiser(means, width, shares / shares.sum(), alphas.double()).to(dtype)
+    denoiser = MixtureDenoiser(means, width, shares / shares.sum(), alphas.double())
+    denoiser.to(means.device, dtype)
     return Generator(denoiser, alphas, means.shape[1:], source=f"mixture of {len(means)}")
 
 

@@ -6,7 +6,7 @@ The notation is that of DDIM (Song et al. 2021): alpha_t is the cumulative produ
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.diffusion import folders
+from lib.diffusion import folders, reading
+from lib.diffusion.differentiable import make_differentiable
 from lib.diffusion.prompts import check
 
 IMAGE_LIMIT = 1.25  # a sampler overshoots [-1, 1] a little; pixels in 0..255 do not hide below this
@@ -54,7 +55,8 @@ class Generator:
     unet: the denoiser; alphas: (T,) float64 cumulative products on the CPU; latent_shape:
     (channels, height, width) of what the denoiser sees; source and revision: where the weights
     come from (revision is the commit of a hub repository, else None). With a text encoder the
-    model takes prompts (`words`: all that they may say); with an autoencoder latents are no pixels.
+    model takes prompts, of `words` alone where the captions had no others; with `classes` it takes
+    labels 0 ... classes - 1; with an autoencoder the latents are not pixels.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Generator:
         tokenizer: Any = None,
         words: Collection[str] | None = None,
         text_encoder: nn.Module | None = None,
+        classes: int | None = None,
         source: str = "",
         revision: str | None = None,
     ) -> None:
@@ -77,9 +80,14 @@ class Generator:
             )
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
         self.tokenizer, self.words, self.prediction = tokenizer, words, prediction
+        self.classes = classes
         self.alphas = alphas.detach().to("cpu", torch.float64)
         if not bool((self.alphas > 0).all() and (self.alphas < 1).all()):
-            raise ValueError("alphas must lie strictly between 0 and 1; rescale the noise schedule")
+            low, high = float(self.alphas.min()), float(self.alphas.max())
+            raise ValueError(
+                f"alphas reach {low:.3g} ... {high:.3g}; they must lie strictly between 0, pure "
+                "noise without signal (zero SNR), and 1, no noise: change the betas of the schedule"
+            )
         self.latent_shape = tuple(int(s) for s in latent_shape)
         self.source, self.revision = source, revision
         self._embeddings: dict[str, Tensor] = {}
@@ -137,26 +145,30 @@ class Generator:
         prompt: str | Sequence[str] | None = None,
         guidance: float = 1.0,
         negative: str = "",
+        class_labels: int | Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """Predicted noise for latents x (n, c, h, w) at training time t, one value or (n,).
 
         v heads give sqrt(alpha) v + sqrt(1 - alpha) x; of a learned-sigma head the first half is
         used. With guidance g the answer is eps_neg + g (eps_prompt - eps_neg) (Ho and Salimans
         2022) from one call on 2n rows, the `negative` rows first. `prompt=None` is the empty
-        prompt. Raises ValueError for a time outside the schedule, a prompt that is too long, or a
-        prompt or guidance for a model without text, and for a guidance that is not finite.
+        prompt. class_labels: one class for all rows or one for each, for a model of classes, and
+        for no other. Raises ValueError for a time outside the schedule, a prompt that is too long,
+        a prompt or guidance for a model without text, a guidance that is not finite, and labels
+        that are missing, out of range or not taken.
         """
         if not math.isfinite(guidance):
             raise ValueError(f"guidance = {guidance}: choose a finite number, 1 for none")
-        t = self._times(t, x)
+        t, labels = self._times(t, x), self._labels(class_labels, x)
         if self.text_encoder is None:
             self._refuse_text(prompt, guidance)
-            return self._noise_of(self._network(x, t, None), x, t)
+            return self._noise_of(self._network(x, t, **labels), x, t)
         context = self.embed(prompt, len(x))
         if guidance == 1.0:
-            return self._noise_of(self._network(x, t, context), x, t)
+            return self._noise_of(self._network(x, t, encoder_hidden_states=context), x, t)
         context = torch.cat([self.embed(negative, len(x)), context])
-        output = self._network(torch.cat([x, x]), torch.cat([t, t]), context)
+        twice = torch.cat([x, x]), torch.cat([t, t])
+        output = self._network(*twice, encoder_hidden_states=context)
         without, given = output.chunk(2)
         return self._noise_of(without + guidance * (given - without), x, t)
 
@@ -178,14 +190,17 @@ class Generator:
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images (n, c, h, w) in [-1, 1]: the images themselves, or scaling x mean.
 
+        An autoencoder with a codebook has no mean; its latents are not yet quantised, as `decode`
+        does that.
         Raises ValueError for a wrong shape, values that are not finite or lie outside [-1, 1].
         """
         images = self.check_images(images)
         if self.autoencoder is None:
             return images
         own = next(self.autoencoder.parameters()).dtype
-        mean = self.autoencoder.encode(images.to(own)).latent_dist.mode()
-        return mean.to(self.dtype) * self.autoencoder.config.scaling_factor
+        found = self.autoencoder.encode(images.to(own))
+        latents = found.latents if "latents" in found else found.latent_dist.mode()
+        return latents.to(self.dtype) * self.autoencoder.config.scaling_factor
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images on the model's device and in its type; raises ValueError as `encode` does."""
@@ -237,13 +252,33 @@ class Generator:
         if prompt is not None or guidance != 1.0:
             raise ValueError(
                 f"prompt = {prompt!r}, guidance = {guidance}: {self.source or 'this model'} is "
-                "unconditional; leave both out, or load a text model such as 'avatars-sd'"
+                "unconditional, it takes no text; leave both out, or load a text model such as "
+                "'avatars-sd'"
             )
 
-    def _network(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def _labels(self, labels: int | Sequence[int] | Tensor | None, x: Tensor) -> dict[str, Tensor]:
+        """{"class_labels": (n,)} of a model of classes, {} of any other."""
+        if self.classes is None:
+            if labels is not None:
+                raise ValueError(
+                    f"class_labels = {labels!r}: {self.source or 'this model'} has no classes; "
+                    "leave them out"
+                )
+            return {}
+        found = None if labels is None else real_numbers(labels, "class_labels")
+        whole = found is not None and not (found.is_floating_point() or found.dtype == torch.bool)
+        fits = whole and found.ndim < 2 and found.numel() in (1, len(x))
+        if not fits or not 0 <= int(found.min()) <= int(found.max()) < self.classes:
+            raise ValueError(
+                f"class_labels = {labels!r}: {self.source or 'this model'} wants one integer in "
+                f"0 ... {self.classes - 1}, or one for each of {len(x)} rows"
+            )
+        return {"class_labels": found.to(x.device, torch.long).expand(len(x))}
+
+    def _network(self, x: Tensor, t: Tensor, **given: Tensor) -> Tensor:
         own = next(self.unet.parameters()).dtype
-        states = {} if context is None else {"encoder_hidden_states": context.to(own)}
-        output = self.unet(x.to(own), t, return_dict=False, **states)[0].to(x.dtype)
+        given = {k: v.to(own) if v.is_floating_point() else v for k, v in given.items()}
+        output = self.unet(x.to(own), t, return_dict=False, **given)[0].to(x.dtype)
         return output[:, : x.shape[1]]
 
     def _noise_of(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -293,7 +328,7 @@ def load(
     device = _device(device)
     folder, commit = folders.locate(str(name), revision)
     try:
-        parts = folders.read(folder, dtype)
+        parts = reading.read(folder, dtype)
         generator = Generator(**parts, source=str(name), revision=commit)
         for part in generator._parts():
             part.eval().requires_grad_(False).to(device)
@@ -309,73 +344,6 @@ def load(
     if device.type == "cpu":  # convolutions are a quarter faster with the channels innermost
         generator.unet.to(memory_format=torch.channels_last)
     return generator
-
-
-class PlainAttention:
-    """Attention processor that writes softmax(q k^T / sqrt(d)) v out in the input's own type.
-
-    The fused kernel has no forward-mode rule; the library's unfused one drops to float32 inside.
-    """
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Same contract as the library's processors, without masks."""
-
-        def weigh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return (attn.scale * q @ k.transpose(1, 2)).softmax(-1) @ v
-
-        return attend(attn, hidden_states, encoder_hidden_states, weigh)
-
-
-def attend(attn: nn.Module, x: Tensor, context: Tensor | None, weigh: Callable) -> Tensor:
-    """What a diffusers attention does around weigh(q, k, v), the weighted sum of its values.
-
-    x: (n, channels, height, width) or (n, tokens, channels); context: (n, tokens, width), else x.
-    """
-    shape, residual = x.shape, x
-    x = x.flatten(2).transpose(1, 2) if len(shape) == 4 else x
-    if attn.group_norm is not None:
-        x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
-    context = x if context is None else context
-    parts = attn.to_q(x), attn.to_k(context), attn.to_v(context)
-    x = attn.to_out[0](attn.batch_to_head_dim(weigh(*map(attn.head_to_batch_dim, parts))))
-    if len(shape) == 4:
-        x = x.transpose(1, 2).reshape(shape)
-    return (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
-
-
-class PlainGroupNorm(nn.GroupNorm):
-    """Group normalisation written with mean and variance, which have forward-mode rules."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(x - mean) / sqrt(var + eps) within each group, then scale and shift per channel."""
-        x = input.reshape(input.shape[0], self.num_groups, -1)
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        per_channel = (1, -1) + (1,) * (input.ndim - 2)
-        x = x.reshape(input.shape)
-        return x * self.weight.view(per_channel) + self.bias.view(per_channel)
-
-
-def make_differentiable(module: nn.Module) -> nn.Module:
-    """Swap `PlainAttention` and `PlainGroupNorm` into a diffusers network, in place.
-
-    Outputs agree with the fused kernels to rounding; torch.func.jvp and vmap then work.
-    """
-    from diffusers.models.attention_processor import Attention
-
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.set_processor(PlainAttention())
-        elif type(part) is nn.GroupNorm:
-            part.__class__ = PlainGroupNorm
-    return module
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -56,6 +56,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift",
         "attention_head_dim": 64,
+        "attn_norm_num_groups": 32,
+    },
+    "adm-lsun-256": {
+        "sample_size": 256,
+        "out_channels": 6,
+        "layers_per_block": 2,
+        "block_out_channels": (256, 256, 512, 512, 1024, 1024),
+        "down_block_types": (*("ResnetDownsampleBlock2D",) * 3, *("AttnDownBlock2D",) * 3),
+        "up_block_types": (*("AttnUpBlock2D",) * 3, *("ResnetUpsampleBlock2D",) * 3),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": 64,
+        "attn_norm_num_groups": 32,
     },
     "sd-1.5": {"sample_size": 64, "cross_attention_dim": 768},
     "sd-2.1-base": {
@@ -70,6 +84,7 @@ PIXEL_TINY = {
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
     "norm_num_groups": 4,
+    "attn_norm_num_groups": 4,
     "attention_head_dim": 8,
 }
 LATENT_TINY = {

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from math import pi, sqrt
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,6 +130,7 @@ def ddim(
     prompt: str | Sequence[str] | None = None,
     guidance: float = 1.0,
     negative: str = "",
+    class_labels: int | Sequence[int] | Tensor | None = None,
     eta: float = 0.0,
     seed: int = 0,
     first: int = 0,
@@ -145,10 +147,11 @@ def ddim(
     start, stop: training times, taken at the nearest grid point: the latents are at `start`
     (default: the noisiest) and latents at `stop` are returned; without `stop` the last step goes to
     alpha = 1 and the result is decoded unless `decode=False`. Images are not clipped.
-    prompt, guidance, negative: as in `Generator.epsilon`. eta: 0 deterministic ... 1 ancestral,
-    with noise keyed by (seed, first + row, time), so that results do not depend on the batch.
-    predict(x, t, prompt=, guidance=, negative=) replaces `Generator.epsilon`; it may return a pair,
-    eps for the predicted image and eps for the direction (see `update`).
+    prompt, guidance, negative, class_labels: as in `Generator.epsilon`. eta: 0 deterministic ... 1
+    ancestral, with noise keyed by (seed, first + row, time), so that results do not depend on the
+    batch. predict(x, t, prompt=, guidance=, negative=), and class_labels= where they are given,
+    replaces `Generator.epsilon`; it may return a pair, eps for the predicted image and eps for the
+    direction (see `update`).
     step(x, t, t_next, eps) -> x replaces `update`; t_next = -1 at the end.
     callback(x, t, eps, rows) sees each step before it is taken, once more where a batch is retried.
     differentiable: keep the graph, and work under torch.func. batch: rows per network call (16 on a
@@ -164,7 +167,8 @@ def ddim(
             f"eta = {eta} and predict belong to the standard update; leave them out with step="
         )
     pairs = downward(generator, steps, start=start, stop=stop)
-    prompts, predict = _per_row(prompt, len(x)), predict or generator.epsilon
+    text = {"guidance": guidance, "negative": negative}
+    given, predict = _per_row(len(x), prompt, class_labels, text), predict or generator.epsilon
 
     def standard(
         x: Tensor, t: int, t_next: int, both: tuple[Tensor, Tensor], rows: slice
@@ -175,9 +179,9 @@ def ddim(
         return update(x, both[0], alpha, alpha_next, eta=eta, noise=noise, eps_direction=both[1])
 
     def run(rows: slice) -> Tensor:
-        part, text = x[rows], {"prompt": prompts(rows), "guidance": guidance, "negative": negative}
+        part, own = x[rows], given(rows)
         for t, t_next in pairs:
-            found = predict(part, t, **text)
+            found = predict(part, t, **own)
             both = found if isinstance(found, tuple) else (found, found)
             if callback is not None:
                 callback(part, t, both[0], rows)
@@ -203,6 +207,7 @@ def invert(
     prompt: str | Sequence[str] | None = None,
     guidance: float = 1.0,
     negative: str = "",
+    class_labels: int | Sequence[int] | Tensor | None = None,
     refine: int = 0,
     callback: Callback | None = None,
     encode: bool = True,
@@ -226,12 +231,11 @@ def invert(
         images = generator.check_images(images)
     else:
         images = _latents(generator, images, finite=not differentiable)
-    prompts = _per_row(prompt, len(images))
+    given = _per_row(len(images), prompt, class_labels, text)
 
     def run(rows: slice) -> Tensor:
-        x = generator.encode(images[rows]) if from_images else images[rows]
+        x, own = generator.encode(images[rows]) if from_images else images[rows], given(rows)
         for t, t_next in pairs:
-            own = {"prompt": prompts(rows), **text}
             alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
             eps = generator.epsilon(x, max(t, 0), **own)
             if callback is not None:
@@ -319,8 +323,26 @@ def _latents(generator: Generator, latents: Tensor, *, finite: bool) -> Tensor:
     return x
 
 
-def _per_row(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], object]:
-    """The prompts of a slice of rows."""
+def _per_row(
+    n: int, prompt: str | Sequence[str] | None, class_labels: object, text: dict[str, Any]
+) -> Callable[[slice], dict[str, Any]]:
+    """What a slice of n rows is conditioned on, as the options of `Generator.epsilon`."""
+    prompts, labels = _prompts(prompt, n), _labels(class_labels, n)
+    return lambda rows: {"prompt": prompts(rows), **text, **labels(rows)}
+
+
+def _labels(labels: object, n: int) -> Callable[[slice], dict[str, Any]]:
+    if labels is None:
+        return lambda rows: {}
+    found = real_numbers(labels, "class_labels")
+    if found.ndim == 0:
+        return lambda rows: {"class_labels": found.item()}
+    if found.shape != (n,):
+        raise ValueError(f"class_labels {tuple(found.shape)} for {n} samples; give one, or {n}")
+    return lambda rows: {"class_labels": found[rows]}
+
+
+def _prompts(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], object]:
     if prompt is None or isinstance(prompt, str):
         return lambda rows: prompt
     if not isinstance(prompt, Sequence) or not all(isinstance(p, str) for p in prompt):

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lib.diffusion.models import Generator, attend
+from lib.diffusion.differentiable import CODEBOOK, attend
+from lib.diffusion.models import Generator
 from lib.diffusion.sampling import downward, update
 
 aten = torch.ops.aten
@@ -138,8 +139,9 @@ def _scale_and_shift(module: nn.Linear, tape: Tape, x: Tensor) -> Tensor:
     return torch.cat([scale, torch.zeros_like(shift)], dim=1)
 
 
-def _time(module: nn.Module, tape: Tape, timesteps: Tensor) -> Tensor:
-    value = type(module).forward(module, timesteps)
+def _unmoved(module: nn.Module, tape: Tape, given: Tensor) -> Tensor:
+    """An embedding of the time or of a class, neither of which moves with x."""
+    value = type(module).forward(module, given)
     return torch.zeros_like(value) if tape.tangent else value
 
 
@@ -157,12 +159,14 @@ def _rules() -> dict[type, Callable]:
         nn.SiLU: _silu,
         GEGLU: _gated_gelu,
         Attention: _attention,
-        Timesteps: _time,
+        Timesteps: _unmoved,
+        nn.Embedding: _unmoved,
     }
 
 
 def _patches(parts: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable]]:
     """All modules that need a rule, and their rule; raises ValueError for one that has none."""
+    from diffusers.models.autoencoders.vae import VectorQuantizer
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
@@ -176,6 +180,8 @@ def _patches(parts: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable]]
         if isinstance(block, ResnetBlock2D) and block.time_embedding_norm == "scale_shift"
     }
     for module in modules:
+        if isinstance(module, VectorQuantizer):
+            raise ValueError(f"tangents: {CODEBOOK}")
         if id(module) in scaled:
             yield module, _scale_and_shift
         elif type(module) in rules and not _has_more(module):
@@ -222,14 +228,18 @@ def pushforward(
     steps: int,
     prompt: str | Sequence[str] | None = None,
     guidance: float = 1.0,
+    class_labels: int | Sequence[int] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Images of latents (n, *latent_shape), and their derivatives along each of the tangents.
 
     A tangent has the shape of the latents; with x' = DDIM(x) its derivative is (∂x'/∂x) dx, exact,
     through all steps and the decoder, as `torch.func.jvp` of `sampling.ddim` gives it. prompt,
-    guidance: as there. Raises ValueError for a network with a module that has no rule.
+    guidance, class_labels: as there. Raises ValueError for a network with a module that has no
+    rule, and for one with a codebook.
     """
     text = {"prompt": prompt, "guidance": guidance}
+    if class_labels is not None:
+        text["class_labels"] = class_labels
     pairs = downward(generator, steps)
     networks = [part for part in (generator.unet, generator.autoencoder) if part is not None]
     x, *moves = (x.to(generator.device, generator.dtype) for x in (latents, *tangents))

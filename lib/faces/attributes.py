@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib import intervals
 from lib.faces import avatars, judge
-from lib.intervals import Interval
+from lib.intervals import Interval, as_array
 
 
 class Attribute(NamedTuple):
@@ -241,7 +241,7 @@ def total_variation(
     if leave_out not in before or len(before) < 2:
         raise ValueError(f"{leave_out!r} must be one of several attributes, here {list(before)}")
     others = [name for name in before if name != leave_out]
-    change = [np.abs(np.asarray(after[a]) - np.asarray(before[a])).sum(1) / 2 for a in others]
+    change = [np.abs(as_array(after[a]) - as_array(before[a])).sum(1) / 2 for a in others]
     return np.mean(change, axis=0)
 
 

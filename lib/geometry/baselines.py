@@ -1,8 +1,8 @@
 """Rival statistics: the posterior mean, and the leading components of an autoencoder.
 
 A rival turns a sample into d numbers z(x) and calls them sufficient. From there on all are treated
-alike: `linear_head` finds the best f = A z, `reweighting.reweight` the log Z that goes with f. Both
-steps are convex, so a poor score belongs to the statistic and not to an optimiser.
+alike: `swaps.fit_swaps` finds the best f = A z and the log Z that goes with it. Both of its steps
+are convex, so a poor score belongs to the statistic and not to an optimiser.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lib.geometry.checks import Values, as_tensor, float64, occupied, require_finite, require_whole
 from lib.geometry.descent import Descent
@@ -93,40 +93,6 @@ def vae_components(
     mean = mean - mean.mean(0)
     axes = torch.linalg.svd(mean, full_matrices=False).Vh[:components]
     return Statistic(mean @ axes.T, _size(both))
-
-
-def linear_head(statistic: Values, theta: Values, *, pairs: int = 10, seed: int = 0) -> Tensor:
-    """f = A z with the A that best tells which of two samples belongs to which parameter.
-
-    Of an exponential family, exchanging x_i, x_j between θ_i, θ_j has log-odds −⟨θ_i − θ_j,
-    f_i − f_j⟩: logistic regression in A, convex, without log Z.
-
-    statistic: (n, k). theta: (n, d). pairs: partners of each sample.
-    Returns (n, d) float64. Raises ValueError on lengths that differ.
-    """
-    require_whole(1, pairs=pairs)
-    z = float64(statistic, "statistic")
-    theta = float64(theta, "theta").to(z.device)
-    _check_lengths(z, theta)
-    z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
-    unit = theta.std(0)
-    generator = torch.Generator().manual_seed(seed)
-    partner = torch.cat([torch.randperm(len(z), generator=generator) for _ in range(pairs)])
-    first = torch.arange(len(z)).repeat(pairs)
-    products = ((theta[first] - theta[partner]) / unit)[:, :, None] * (z[first] - z[partner])[
-        :, None
-    ]
-    a = z.new_zeros(theta.shape[1], z.shape[1]).requires_grad_()
-    optimizer = torch.optim.LBFGS([a], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = softplus(-(products * a).sum((1, 2))).mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return z @ (a.detach() / unit[:, None]).T
 
 
 def _descend(

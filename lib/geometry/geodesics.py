@@ -44,6 +44,11 @@ class Path:
     straight_length: Tensor  # (b,), of the straight line in the given coordinates
     converged: Tensor  # (b,) bool
 
+    @property
+    def detour(self) -> Tensor:
+        """By which share the straight line is longer, (b,)."""
+        return self.straight_length / self.length - 1
+
 
 def geodesic(
     metric: Metric,

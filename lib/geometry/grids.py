@@ -1,6 +1,7 @@
 """Metrics tabulated on a grid."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from lib.geometry.checks import as_points, check_positive
+from lib.geometry.checks import Metric, Values, as_points, check_positive, float64
 
 # A symmetric 2 x 2 matrix is m I + a diag(1, -1) + b offdiag(1, 1).
 _BASIS = torch.tensor(
@@ -117,6 +118,16 @@ def from_grid(axes, values, *, floor: float = 0.0) -> GridMetric:
     coefficients = coefficients.transpose(3, 1, 4, 2, 0).reshape(-1, 3, 4, 4)
     coefficients = torch.from_numpy(np.ascontiguousarray(coefficients)).to(values)
     return GridMetric(tuple(axes), coefficients)
+
+
+def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> GridMetric:
+    """Interpolate a metric from its values on a grid: cheap where paths ask for it very often.
+
+    metric: (n, 2) -> (n, 2, 2). axes, floor, errors: as of `from_grid`.
+    """
+    first, second = (float64(axis, "axes") for axis in axes)
+    values = metric(torch.cartesian_prod(first, second))
+    return from_grid((first, second), values.reshape(len(first), -1, 2, 2), floor=floor)
 
 
 def _check_table(axes: list[Tensor], values: Tensor) -> None:

@@ -5,7 +5,9 @@ in a box, the posterior of the parameter is
 
     log p(t|x) = ⟨θ(t), f(x)⟩ − φ(θ(t)) − log ∫_box exp(⟨θ(t'), f(x)⟩ − φ(θ(t'))) dt'.
 
-`fit_direct` maximises it in f and φ together: no binned posterior, no bump, no second fit.
+`fit_direct` maximises it in f and φ together: no binned posterior, no bump, no second fit. It is
+for samples of which nobody can name the features: f is a network that reads them raw. Where
+features are at hand, `swaps.fit_swaps` is more accurate and faster, and needs no box.
 """
 
 import math
@@ -51,14 +53,15 @@ def identity(t: Tensor) -> Tensor:
 class Fit:
     """A fitted exponential family.
 
-    potential: θ (n, d) -> log Z (n,), float64, up to an affine function of θ.
+    potential: a convex network, or `reweighting.Reweighted`; θ (n, d) -> log Z (n,), float64, up to
+    an affine function of θ.
     network: samples (or their window counts) -> f/sites in the rescaled coordinates.
     natural: t -> θ.
     history: "step" and "held_out", the held-out negative log-likelihood in nats against the
     uniform density on the box; step 0 is the warm start.
     """
 
-    potential: PotentialNetwork
+    potential: nn.Module
     network: nn.Module
     natural: Natural
     history: dict

@@ -1,26 +1,36 @@
-"""log Z from statistics that are known: multistate reweighting with a continuum of states.
+"""log Z from known statistics and labels: multistate reweighting with the labels as the states.
 
-Samples x_n drawn at parameters uniform in a box have the mixture density
+Samples x_n drawn at labels θ_n have, taken together, the mixture density
 
-    q(x) = h(x) ∫_box exp(⟨θ(t), f(x)⟩ − φ(θ(t))) dt / |box|,
+    q(x) = h(x) (1/N) Σ_m exp(⟨θ_m, f(x)⟩ − φ(θ_m)),
 
 so every log Z is one average over all of them, φ(θ) = log (1/N) Σ_n exp(⟨θ, f_n⟩) h(x_n) / q(x_n),
-also at the nodes of the integral: a set of equations for φ there, solved by Newton's method. This
-is MBAR, the optimal use of equilibrium samples; its standard implementation wants a finite set of
-states with many samples each, here every sample has its own.
+also at the labels themselves: a set of equations for φ there, solved by Newton's method. This is
+MBAR, which given f is maximum likelihood in h: no other unbiased use of the samples has a smaller
+variance in the limit of many. Its standard implementation wants a finite set of states with many
+samples each; here neighbouring labels are gathered into cells, each a state at its mean label that
+counts as often as it has samples. The prior of the labels cancels: it may be anything.
 """
 
-import math
-from collections.abc import Sequence
+import heapq
+import itertools
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.geometry.boxes import warn_uneven
-from lib.geometry.checks import Natural, Values, float64, mapped, require_finite
+from lib.geometry.checks import (
+    Natural,
+    Values,
+    as_points,
+    as_tensor,
+    float64,
+    mapped,
+    require_finite,
+    require_whole,
+)
 
 STEPS = 60
+SWEEPS = 10
 
 
 class Reweighted(nn.Module):
@@ -31,6 +41,7 @@ class Reweighted(nn.Module):
 
     def __init__(self, statistics: Tensor, log_weights: Tensor):
         super().__init__()
+        self.config = dict(statistics=statistics, log_weights=log_weights)
         self.register_buffer("statistics", statistics)
         self.register_buffer("log_weights", log_weights)
 
@@ -54,36 +65,103 @@ def reweight(
     statistics: Values,
     t: Values,
     *,
-    edges: Sequence[Values],
     natural: Natural | None = None,
+    cells: int = 400,
     tolerance: float = 1e-6,
 ) -> Reweighted:
     """Solve for log Z of an exponential family with known sufficient statistics.
 
-    With nodes θ_k of weight w_k (centres and volumes of cells), φ minimises the convex
+    With mean labels θ_k of the cells and their shares c_k of the samples, φ minimises the convex
 
-        (1/N) Σ_n log Σ_k w_k exp(⟨θ_k, f_n⟩ − φ_k) + Σ_k w_k φ_k.
+        (1/N) Σ_n log Σ_k c_k exp(⟨θ_k, f_n⟩ − φ_k) + Σ_k c_k φ_k.
 
-    statistics: (n, d), f(x_n). t: (n, d), uniform in the box of the edges. edges: d increasing
-    arrays, the borders of the cells in t; finer where the posterior of a sample is narrow.
-    natural: t -> θ, by default the identity. tolerance: largest error of the mass of a cell,
-    relative to a uniform one.
-    Raises ValueError on shapes that disagree, parameters outside the edges, and cells so coarse
-    that the equations cannot be solved.
-    Source: Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); the continuum of states is ours.
+    statistics: (n, d), f(x_n). t: (n, d), the label of each sample, from any prior.
+    natural: t -> θ, by default the identity.
+    cells: at most so many. They are small where a sample knows its label well; equal labels are one
+    cell, so that few distinct labels are treated exactly.
+    tolerance: largest error of the share of a cell, relative to its own.
+    Raises ValueError on shapes that disagree, values that are not finite, and labels with gaps that
+    no sample bridges.
+    Source: Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); Vardi, Ann. Stat. 13, 178 (1985).
     """
-    f, t, edges = _checked(statistics, t, edges)
-    warn_uneven(t, torch.stack([edge[[0, -1]] for edge in edges], 1))
-    natural = natural or (lambda t: t)
-    nodes, weights = _cells(edges)
-    theta = mapped(natural, nodes)
-    phi = _integrated_means(f, t, edges, theta)
-    f, counts = torch.unique(f, dim=0, return_counts=True)
-    share = counts.double() / len(t)
-    energies = theta @ f.T
-    phi = _newton(phi, energies, weights, share, tolerance)
-    mixture = torch.logsumexp(energies - phi[:, None] + weights.log()[:, None], 0)
-    return Reweighted(f, share.log() - mixture)
+    require_whole(1, cells=cells)
+    f, theta = _checked(statistics, t, natural)
+    cell = label_cells(theta, f, cells)
+    count = cell.bincount().double()
+    nodes, means = (_means(x, cell, count) for x in (theta, f))
+    f, repeats = torch.unique(f, dim=0, return_counts=True)
+    energies = nodes @ f.T + (count / len(t)).log()[:, None]
+    share = repeats.double() / len(t)
+    phi = _averaged(_integrated(nodes, means), energies, count / len(t), share)
+    phi = _newton(phi, energies, count / len(t), share, tolerance)
+    _refuse_gaps(energies - phi[:, None], count, share)
+    mixture = torch.logsumexp(energies - phi[:, None], 0)
+    return Reweighted(f, share.log() - mixture).to(as_tensor(statistics, "statistics").device)
+
+
+def label_cells(theta: Tensor, f: Tensor, most: int) -> Tensor:
+    """Number of the cell of each label, (n,): neighbours that their samples can hardly tell apart.
+
+    Twice the trace of Cov(θ, f) within a cell is the mean log-odds with which two of its samples
+    reveal their exchange. Times the number of samples, it says which cell to halve next, and its
+    largest entry along which coordinate.
+    """
+    number, heap = itertools.count(), []
+
+    def add(rows: Tensor) -> None:
+        apart = ((theta[rows] - theta[rows].mean(0)) * (f[rows] - f[rows].mean(0))).sum(0)
+        axis = int(apart.argmax())
+        # a single label may be told apart from itself by rounding only
+        worth = apart[axis].item() if theta[rows, axis].unique().numel() > 1 else 0.0
+        heapq.heappush(heap, (-worth, next(number), rows, axis))
+
+    add(torch.arange(len(theta)))
+    while len(heap) < most and heap[0][0] < 0:
+        _, _, rows, axis = heapq.heappop(heap)
+        values = theta[rows, axis]
+        middle = values.median()
+        low = values <= middle if middle < values.max() else values < middle
+        add(rows[low])
+        add(rows[~low])
+    cell = torch.empty(len(theta), dtype=torch.long)
+    for k, (_, _, rows, _) in enumerate(heap):
+        cell[rows] = k
+    return cell
+
+
+def _means(values: Tensor, cell: Tensor, count: Tensor) -> Tensor:
+    """Mean of the values (n, d) over each cell, (K, d)."""
+    return (
+        values.new_zeros(len(count), values.shape[1]).index_add_(0, cell, values) / count[:, None]
+    )
+
+
+def _integrated(nodes: Tensor, means: Tensor) -> Tensor:
+    """φ at the nodes to start from: φ_b − φ_a = ⟨θ_b − θ_a, (f_a + f_b)/2⟩, by least squares.
+
+    Pairs of nodes count the less the farther apart they are, in the nats that tell them apart.
+    """
+    overlap = nodes @ means.T
+    own = overlap.diagonal()
+    apart = own[:, None] + own[None] - overlap - overlap.T
+    rise = (overlap.T - overlap + own[None] - own[:, None]) / 2
+    weight = (1 + apart.clamp_min(0)) ** -3
+    laplacian = weight.sum(1).diag() - weight
+    laplacian[0, 0] += 1
+    return torch.linalg.solve(laplacian, (weight * rise).sum(0))
+
+
+def _averaged(phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor) -> Tensor:
+    """Insert φ in the averages that it is to solve, a few times.
+
+    Slow near the end, but where a start is wrong by hundreds of nats, and no sample seems to belong
+    to a cell, one such step sees how many nats are missing and Newton's sees no curvature.
+    """
+    for _ in range(SWEEPS):
+        log = energies - phi[:, None]
+        held = (log - log.logsumexp(0) + share.log()).logsumexp(1)
+        phi = phi + held - weights.log()
+    return phi
 
 
 def _newton(
@@ -109,75 +187,42 @@ def _newton(
             length /= 2
         phi, value, p = phi + length * step, trial, trial_p
     raise ValueError(
-        f"reweighting did not converge on {len(phi)} cells: some cell is so far from its "
-        "neighbours that no sample belongs to both; use finer edges or more samples"
+        f"reweighting did not converge on {len(phi)} cells: some labels are so far from the others "
+        "that no sample belongs to both; give more samples between them, or more cells"
     )
+
+
+def _refuse_gaps(log: Tensor, count: Tensor, share: Tensor) -> None:
+    """Where no sample belongs to both sides of a gap, any difference of φ across it will do.
+
+    The second eigenvalue of the overlaps of the cells says how well the worst gap is bridged.
+    """
+    n = count.sum()
+    p = log.softmax(0) / (count / n).sqrt()[:, None]
+    bridge = n.item() * (1 - torch.linalg.eigvalsh((p * share) @ p.T)[-2:][0].item())
+    if len(count) > 1 and bridge < 1e-3:
+        raise ValueError(
+            f"the labels fall into groups that {bridge:.2g} samples bridge, so that log Z of one "
+            "group says nothing about another; give samples with labels between them"
+        )
 
 
 def _objective(
     phi: Tensor, energies: Tensor, weights: Tensor, share: Tensor
 ) -> tuple[float, Tensor]:
     """The convex function and the posterior of the nodes for each statistic, (K, S)."""
-    log = energies - phi[:, None] + weights.log()[:, None]
+    log = energies - phi[:, None]
     total = log.logsumexp(0)
     return (share @ total + weights @ phi).item(), (log - total).exp_()
 
 
-def _integrated_means(f: Tensor, t: Tensor, edges: list[Tensor], theta: Tensor) -> Tensor:
-    """φ at the nodes to start from: dφ = ⟨mean f, dθ⟩ between neighbours, by least squares."""
-    shape = [len(edge) - 1 for edge in edges]
-    places = [
-        torch.bucketize(x.contiguous(), edge[1:-1])
-        for x, edge in zip(t.unbind(1), edges, strict=True)
-    ]
-    cell = torch.from_numpy(np.ravel_multi_index([p.numpy() for p in places], shape))
-    count = torch.bincount(cell, minlength=math.prod(shape)).double()
-    mean = torch.zeros(len(count), f.shape[1], dtype=f.dtype).index_add_(0, cell, f)
-    mean = mean / count.clamp_min(1)[:, None]
-    index = torch.arange(len(count)).view(shape)
-    laplacian = torch.zeros(len(count), len(count), dtype=f.dtype)
-    flow = torch.zeros(len(count), dtype=f.dtype)
-    for axis in range(len(shape)):
-        a = index.narrow(axis, 0, shape[axis] - 1).flatten()
-        b = index.narrow(axis, 1, shape[axis] - 1).flatten()
-        both = count[a] + count[b]
-        between = (mean[a] * count[a, None] + mean[b] * count[b, None]) / both.clamp_min(1)[:, None]
-        rise = (between * (theta[b] - theta[a])).sum(1)
-        sure = both.clamp_min(1e-3)
-        for row, column, sign in ((a, b, 1), (b, a, -1)):
-            laplacian[row, row] += sure
-            laplacian[row, column] -= sure
-            flow[row] -= sign * sure * rise
-    laplacian[0, 0] += 1
-    return torch.linalg.solve(laplacian, flow)
-
-
-def _cells(edges: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Centres of all cells (K, d) and their shares of the volume (K,)."""
-    centres = torch.cartesian_prod(*[(e[1:] + e[:-1]) / 2 for e in edges])
-    sizes = torch.cartesian_prod(*[e.diff() / (e[-1] - e[0]) for e in edges])
-    return centres.reshape(-1, len(edges)), sizes.reshape(-1, len(edges)).prod(1)
-
-
-def _checked(
-    statistics: Values, t: Values, edges: Sequence[Values]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    f, t = float64(statistics, "statistics").cpu(), float64(t, "t").cpu()
-    edges = [float64(edge, "edges") for edge in edges]
-    if f.ndim != 2 or f.shape != t.shape or len(edges) != t.shape[1]:
+def _checked(statistics: Values, t: Values, natural: Natural | None) -> tuple[Tensor, Tensor]:
+    """Statistics and natural labels, (n, d) each, or a ValueError."""
+    f, t = float64(statistics, "statistics").cpu(), as_points(t).double().cpu()
+    if f.shape != t.shape:
         raise ValueError(
-            f"statistics, t have shapes {tuple(f.shape)}, {tuple(t.shape)} and there are "
-            f"{len(edges)} edges; expected (n, d) twice and one array of edges for each coordinate"
+            f"statistics, t have shapes {tuple(f.shape)}, {tuple(t.shape)}; expected (n, d) twice, "
+            "one statistic for each coordinate"
         )
     require_finite("statistics", f)
-    require_finite("t", t)
-    for k, edge in enumerate(edges):
-        if edge.ndim != 1 or len(edge) < 2 or not (edge.diff() > 0).all():
-            raise ValueError(f"edges[{k}] = {edge.tolist()}; give two or more increasing numbers")
-        outside = (t[:, k] < edge[0]) | (t[:, k] > edge[-1])
-        if outside.any():
-            raise ValueError(
-                f"t has {int(outside.sum())} values outside edges[{k}], the first "
-                f"{t[outside][0, k].item():.6g} is not in [{edge[0]:.6g}, {edge[-1]:.6g}]"
-            )
-    return f, t, edges
+    return f, t if natural is None else mapped(natural, t)

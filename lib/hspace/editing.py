@@ -34,27 +34,31 @@ def predictions(
     *,
     symmetric: bool = False,
     layer: str = MIDDLE,
-    prompt: str | Sequence[str] | None = None,
-    guidance: float = 1.0,
-    negative: str = "",
+    **text: object,
 ) -> tuple[Tensor, Tensor]:
     """The pair eps(x | Δh), for P, and eps(x), for D, from one call on twice the rows.
 
     At the mid-block the two share the way down to it (`taps.shared_encoder`). symmetric: the
     shifted one twice, from one call on the rows alone. With guidance each of the two is guided by
-    its own pair of rows. x: (n, *latent_shape).
+    its own pair of rows. x: (n, *latent_shape). text: prompt, guidance, negative, class_labels as
+    in `Generator.epsilon`.
     """
-    options = {"guidance": guidance, "negative": negative}
     if symmetric:
         with inject(generator, delta, layer=layer):
-            eps = generator.epsilon(x, t, prompt=prompt, **options)
+            eps = generator.epsilon(x, t, **text)
         return eps, eps
-    twice = prompt if prompt is None or isinstance(prompt, str) else [*prompt, *prompt]
+    twice = {name: _doubled(value) for name, value in text.items()}
     shifted = [True] * len(x) + [False] * len(x)
     shared = shared_encoder(generator, len(x)) if layer == MIDDLE else nullcontext()
     with shared, inject(generator, delta, rows=shifted, layer=layer):
-        both = generator.epsilon(torch.cat([x, x]), t, prompt=twice, **options)
+        both = generator.epsilon(torch.cat([x, x]), t, **twice)
     return both.chunk(2)
+
+
+def _doubled(value: object) -> object:
+    """What is given for each row, for twice the rows; one for all as it is."""
+    per_row = isinstance(value, Sequence | Tensor) and not isinstance(value, str)
+    return [*value, *value] if per_row else value
 
 
 def asyrp(
@@ -102,8 +106,8 @@ def edit(
     strength: any finite multiple of Δh; trained_steps: S of a Δh found with another number of
     steps, which multiplies it by S / steps. A trained Δh carries both t_edit and S, which hold
     where they are not given. symmetric: eps(x | Δh) in both terms. layer: where Δh is added.
-    options: prompt, guidance, negative, decode, batch, progress as in `sampling.ddim`, and seed and
-    first: the noise of the boost is keyed by (seed, first + row, time).
+    options: prompt, guidance, negative, class_labels, decode, batch, progress as in
+    `sampling.ddim`, and seed and first: the boost's noise is keyed by (seed, first + row, time).
     Raises ValueError for times or numbers out of range and what `inject` refuses; warns where the
     edit and the boost overlap.
     """

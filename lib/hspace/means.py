@@ -81,13 +81,14 @@ def labelled_differences(
     layers: Sequence[str] = (taps.MIDDLE,),
     halves: int = 0,
     batch: int = 16,
-    prompt: str | None = None,
+    **text: object,
 ) -> dict[str, dict[str, PerStep]]:
     """`mean_difference` of every attribute at every layer, from one run: {layer: {name: {t: v}}}.
 
     The latents are sampled plainly and label(images) -> {name: (n,) bool} names the groups. Only
     running sums are kept. A name whose labels are all alike is left out. halves: at the first
     layer, as many differences between random halves of the samples, "half 0" ...: chance alone.
+    text: prompt, guidance, negative, class_labels as in `sampling.ddim`, one for all latents.
     """
     coins = {
         f"half {i}": torch.randint(2, (len(latents),), generator=_rng(i)) == 1
@@ -95,7 +96,7 @@ def labelled_differences(
     }
     sums = {layer: _Sums() for layer in layers}
     for index in torch.arange(len(latents)).split(batch):
-        h, images = _sampled(generator, latents[index], layers, steps=steps, prompt=prompt)
+        h, images = _sampled(generator, latents[index], layers, steps=steps, **text)
         groups = {name: rows.cpu() for name, rows in label(images).items()}
         chance = {name: rows[index] for name, rows in coins.items()}
         for layer in layers:

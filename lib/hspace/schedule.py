@@ -44,7 +44,7 @@ def curves(
     """Distances of P_t and x_t from images (n, c, h, w) in [-1, 1], averaged over them.
 
     x_t is the deterministic inversion on `steps` points, P_t the prediction made at t itself.
-    distance: (n, c, h, w) twice -> (n,). text: prompt, guidance, negative.
+    distance: (n, c, h, w) twice -> (n,). text: prompt, guidance, negative, class_labels.
     """
     grid = time_grid(steps, len(generator.alphas))
     images = generator.check_images(images)

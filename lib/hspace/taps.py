@@ -129,8 +129,9 @@ def _of_length(n: int, change: Callable[[Tensor], Tensor], value: object) -> obj
 
 def h_shape(generator: Generator, *, layer: str = MIDDLE) -> tuple[int, ...]:
     """(channels, height, width) of one sample's h, read off a dummy pass."""
+    labels = {} if generator.classes is None else {"class_labels": 0}
     with torch.no_grad(), capture(generator, layer=layer) as h:
-        generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0)
+        generator.epsilon(torch.zeros_like(generator.noise(1, 0)), 0, **labels)
     return tuple(h[0].shape[1:])
 
 

@@ -139,7 +139,7 @@ def train(
     own DDIM samples). encode: images (n, c, h, w) -> embeddings (n, d), differentiable; direction:
     (d,) in text space. recon_weight is 3 cos(source text, target text) in the paper. source:
     "image" measures the change of the image from the clean one (released code), "prediction" from
-    P_t^source (paper). text: prompt, guidance, negative.
+    P_t^source (paper). text: prompt, guidance, negative, class_labels.
     checkpoint: a file written after every batch and read at the start, so that a stopped training
     goes on; `load` reads it too. Rows hold "pass", "row", and means over t of "loss", "cosine" and
     "distance". Raises ValueError for a checkpoint of another training, a loss that is not finite.

@@ -154,21 +154,18 @@ def read(path: Path) -> dict[str, dict]:
 
 
 def table(notebook: str):
-    """Return the rows of `notebook` in this run as a Markdown table for display.
+    """Return the rows of a lesson or of its evidence in this run as a Markdown table for display.
 
-    A lesson, whose evidence records, shows the committed rows of that.
+    `scorecard.claims_table` is that of a lesson whose evidence records.
     """
     from IPython.display import Markdown
 
     run, lesson = session.current(), stamps.lesson_of(notebook)
-    own = stamps.recorder(notebook) == notebook
-    folder = run.output if own else session.root() / "figures" / lesson
-    rows = read(results_file(folder, run.profile if own else "quick"))
+    rows = read(results_file(run.output, run.profile))
     chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == lesson}
     head = ("claim", "paper", "measured", "bound", "trivial", "second route", "verdict")
     lines = [head, ("---",) * len(head), *(tuple(_cells(row)) for row in chosen.values())]
-    source = [] if own else [f"\n[evidence]({stamps.recorder(notebook)}.ipynb)"]
-    return Markdown("\n".join([*(f"| {' | '.join(line)} |" for line in lines), *source]))
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _cells(row: dict) -> Iterator[str]:

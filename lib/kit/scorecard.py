@@ -38,19 +38,14 @@ HEADLINES = (
 
 
 def rows() -> dict[str, dict]:
-    """Return {claim: row with its profile and marks}, full before paper before quick.
-
-    A profile that could not test a claim does not hide the one that did.
-    """
+    """Return {claim: its best committed row with its profile and marks}."""
     found: dict[str, dict] = {}
-    lessons = [name for name in stamps.notebooks() if name == stamps.lesson_of(name)]
-    for profile in ("quick", "paper", "full"):
-        for lesson in lessons:
-            kept = results.read(stamps.rows_file(lesson, profile))
-            older = bool(kept) and stamps.reason_older(stamps.recorder(lesson), profile) != ""
-            for claim, row in kept.items():
-                if row["verdict"] != "not tested here" or claim not in found:
-                    found[claim] = row | {"profile": profile, "marks": _marks(row, older)}
+    for lesson in (name for name in stamps.notebooks() if name == stamps.lesson_of(name)):
+        own, recorder = stamps.best_rows(lesson), stamps.recorder(lesson)
+        profiles = {row["profile"] for row in own.values()}
+        older = {profile: stamps.reason_older(recorder, profile) != "" for profile in profiles}
+        for claim, row in own.items():
+            found[claim] = row | {"marks": _marks(row, older[row["profile"]])}
     return found
 
 
@@ -90,6 +85,37 @@ def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
         _verdict(row) + (f": {row['reason']}" if row and row["reason"] else ""),
         f"[{recorder}](notebooks/{recorder}.ipynb)",
     )
+
+
+def claims_table(lesson: str):
+    """Return what the paper claims and what was found, with links into the evidence, for display.
+
+    From the committed rows: the verdicts stand before any evidence has run on this machine. A link
+    leads to the section of the evidence whose text names the claim.
+    """
+    from IPython.display import Markdown
+
+    found, recorder = stamps.best_rows(lesson), stamps.recorder(lesson)
+    headings, lines = _headings(recorder), []
+    for claim in (entry for entry in CLAIMS.values() if entry.notebook == lesson):
+        row, heading = found.get(claim.id, {"measured": None}), headings.get(claim.id, "")
+        verdict = f"**{row['verdict']}** [{row['profile']}]" if "verdict" in row else "open"
+        link = f"[{heading or recorder}]({recorder}.ipynb#{heading.replace(' ', '-')})"
+        numbers = _reported(claim), results.measured_text(row)
+        lines.append((claim.statement, *numbers, verdict, link))
+    head = ("the paper's claim", "paper", "measured ± error (n)", "verdict", "evidence")
+    return Markdown(_table(head, iter(lines)))
+
+
+def _headings(name: str) -> dict[str, str]:
+    """{claim: heading of the section of a notebook whose text names it}."""
+    found, heading = {}, ""
+    for cell in stamps.read_notebook(name).cells:
+        if cell.cell_type == "markdown":
+            for text in cell.source.splitlines():
+                heading = text.lstrip("# ") if text.startswith("## ") else heading
+                found |= {claim: heading for claim in CLAIMS if f"`{claim}`" in text}
+    return found
 
 
 def controls_text(row: Mapping) -> str:

@@ -100,7 +100,7 @@ def inputs(name: str, profile: str, parameters: Mapping[str, object]) -> dict[st
         "weights": {item: digests.weights(item) for item in _weights_named(book, cells)},
         "profile": profile,
         "parameters": json.loads(json.dumps(dict(sorted(parameters.items())))),
-    }
+    } | _rows_shown(name)
 
 
 def _bounds(name: str) -> list:
@@ -109,6 +109,14 @@ def _bounds(name: str) -> list:
         return []
     own = (claim for claim in CLAIMS.values() if claim.notebook == lesson_of(name))
     return [[claim.id, claim.reported, claim.unit, claim.needs, claim.bound] for claim in own]
+
+
+def _rows_shown(name: str) -> dict[str, str]:
+    """A lesson ends with the verdicts of its evidence, and is older when they are others."""
+    if recorder(name) == name:
+        return {}
+    shown = {claim: (row["verdict"], row["measured"]) for claim, row in best_rows(name).items()}
+    return {"rows": digests.sha256(json.dumps(shown))}
 
 
 def _weights_named(book: nbformat.NotebookNode, cells: list[str]) -> list[str]:
@@ -168,6 +176,20 @@ def rows_file(name: str, profile: str) -> Path:
     suffix = f".{profile}" if profile in ("full", "paper") else ""
     folder = figures(lesson_of(name), "smoke" if profile == "smoke" else "quick")
     return folder / f"results{suffix}.json"
+
+
+def best_rows(lesson: str) -> dict[str, dict]:
+    """Return {claim: committed row with its profile}, full before paper before quick.
+
+    A profile that could not test a claim does not hide the one that did.
+    """
+    found: dict[str, dict] = {}
+    for profile in ("quick", "paper", "full"):
+        path = rows_file(lesson, profile)
+        for claim, row in json.loads(path.read_text() if path.is_file() else "{}").items():
+            if row["verdict"] != "not tested here" or claim not in found:
+                found[claim] = row | {"profile": profile}
+    return found
 
 
 def committed_text(name: str, made_from: Mapping) -> str:

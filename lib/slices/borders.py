@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.intervals import Values, as_array, of_left_out
+from lib.intervals import Values, as_array, as_numpy, of_left_out
 from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
@@ -39,7 +39,7 @@ def crossings(
         ValueError: shapes that differ, coordinates that are not finite, a tolerance that is not
             positive or below the resolution of float64, or a segment with one label at both ends.
     """
-    low, high = (torch.as_tensor(x, dtype=torch.float64).clone() for x in (start, end))
+    low, high = (torch.as_tensor(x, dtype=torch.float64).cpu().clone() for x in (start, end))
     if low.shape != high.shape or low.ndim != 2 or not tolerance > 0:
         raise ValueError(
             f"start {tuple(low.shape)}, end {tuple(high.shape)}, tolerance = {tolerance}; expected "
@@ -81,7 +81,7 @@ def followed(
     of the segments whose ends differ and their crossings, None where no segment is left. Where a
     height is read off there, the tolerance has to be far below the width of a border.
     """
-    start, end = (torch.as_tensor(x, dtype=torch.float64) for x in (start, end))
+    start, end = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (start, end))
     way = reach * (end - start)
     wide = torch.stack([start - way, end + way], 1).clamp(0, 1)
     first, last = _labels(classify, wide).T
@@ -97,7 +97,7 @@ def combined(labels: Values) -> np.ndarray:
 
     Raises ValueError for a single number, which has no last axis of attributes.
     """
-    labels = np.asarray(labels)
+    labels = as_numpy(labels)
     if labels.ndim == 0 or labels.size == 0:
         raise ValueError(f"labels have shape {labels.shape}; expected (..., k), not empty")
     _, code = np.unique(labels.reshape(-1, labels.shape[-1]), axis=0, return_inverse=True)
@@ -106,7 +106,7 @@ def combined(labels: Values) -> np.ndarray:
 
 def _labels(classify: Classify, points: Tensor) -> np.ndarray:
     """Labels (b, k) of points (b, k, 2)."""
-    return np.asarray(classify(points.flatten(0, 1))).reshape(points.shape[:2])
+    return as_numpy(classify(points.flatten(0, 1))).reshape(points.shape[:2])
 
 
 def border_pairs(
@@ -118,7 +118,7 @@ def border_pairs(
     apart: least distance in grid cells between the pairs chosen. Empty where nothing flips. Raises
     ValueError for labels and weights that are not on one grid, and most < 1.
     """
-    labels = np.asarray(labels)
+    labels = as_numpy(labels)
     if labels.ndim != 2 or (weights is not None and as_array(weights).shape != labels.shape):
         raise ValueError(
             f"labels {labels.shape} and weights {np.shape(weights)} are not on one grid (g, h)"
@@ -161,7 +161,7 @@ def flips_on(mask: Values, labels: Values) -> Flips:
     attributes, whose flips are counted together. The share is NaN where nothing flips.
     Raises ValueError for shapes that differ.
     """
-    mask, labels = np.asarray(mask, bool), np.asarray(labels)
+    mask, labels = as_numpy(mask).astype(bool), as_numpy(labels)
     if mask.ndim != 2 or labels.shape[:2] != mask.shape:
         raise ValueError(f"mask {mask.shape} and labels {labels.shape} are not on one grid")
     labels = labels.reshape(*mask.shape, -1)
@@ -182,7 +182,7 @@ def flip_share_error(mask: Values, labels: Values, *, blocks: int = 4) -> tuple[
     slice are left out in turn (jackknife of a ratio, `intervals.of_left_out`). Zero with fewer than
     two such rectangles. Raises ValueError for blocks without pairs.
     """
-    mask, labels = np.asarray(mask, bool), np.asarray(labels)
+    mask, labels = as_numpy(mask).astype(bool), as_numpy(labels)
     most = min(mask.shape) // 2
     if not 2 <= blocks <= most:
         raise ValueError(f"blocks = {blocks} for a map of shape {mask.shape}; choose 2 ... {most}")
@@ -243,7 +243,7 @@ def phase_pairs(
     start, end = torch.as_tensor(rng.uniform(0.1, 0.9, (2, 200 * n, 2)))
     size = (end - start).norm(dim=1)
     fits = ((size > shortest) & (size < longest)).numpy()
-    kinds = _kinds(np.asarray(regions), start, end)
+    kinds = _kinds(as_numpy(regions), start, end)
     chosen = [np.flatnonzero(kind & fits)[: n // 2] for kind in kinds]
     rest = np.setdiff1d(np.flatnonzero(fits), np.concatenate(chosen))
     rows = np.concatenate([*chosen, rest[: n - sum(map(len, chosen))]])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib.intervals import Values, as_array
+from lib.intervals import Values, as_array, as_numpy
 from lib.slices.borders import crossings
 from lib.slices.maps import Evaluate
 from lib.slices.plane import grid
@@ -39,7 +39,7 @@ def box_counting(mask: Values, *, smallest: int = 1, largest: int | None = None)
     Raises:
         ValueError: a mask that is not two-dimensional or is empty, or fewer than three sizes.
     """
-    mask = np.asarray(mask, bool)
+    mask = as_numpy(mask).astype(bool)
     if mask.ndim != 2 or not mask.any():
         raise ValueError(
             f"mask of shape {mask.shape} with {mask.sum()} cells; expected a set in 2-D"
@@ -99,7 +99,7 @@ def border(labels: Values) -> np.ndarray:
 
     Raises ValueError for labels that are not on a grid.
     """
-    labels = np.asarray(labels)
+    labels = as_numpy(labels)
     if labels.ndim != 2 or min(labels.shape) < 2:
         raise ValueError(f"labels have shape {labels.shape}; expected a grid (g, h) of 2 and more")
     first = labels[:-1, :-1]
@@ -162,7 +162,7 @@ def zoom(
         edge = window / factor**level
         middle = middle.clip(edge / 2, 1 - edge / 2)
         low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
-        labels = np.asarray(classify(grid(points, low=low, high=high)))
+        labels = as_numpy(classify(grid(points, low=low, high=high)))
         if labels.shape != (points**2,):
             raise ValueError(
                 f"classify returned shape {labels.shape} for {points**2} points; expected "
@@ -191,7 +191,7 @@ def _on_a_side(
     """
     for k in np.flatnonzero(labels != np.roll(labels, -1)):
         ends = torch.as_tensor(corners[[k, (k + 1) % 4]])
-        if len(np.unique(np.asarray(classify(ends)))) > 1:
+        if len(np.unique(as_numpy(classify(ends)))) > 1:
             return crossings(classify, *ends[:, None], tolerance=tolerance).points[0].numpy()
     return corners.mean(0)
 
@@ -220,7 +220,7 @@ def difference_slopes(
     positive h; the divisor is the distance after rounding. They tend to |J u| as h falls, until
     rounding takes over. Raises ValueError for a distance that is not positive or is lost in t.
     """
-    t = torch.as_tensor(t, dtype=torch.float64)
+    t = torch.as_tensor(t, dtype=torch.float64).cpu()
     u = torch.as_tensor(direction, dtype=torch.float64)
     half = torch.as_tensor(distances, dtype=torch.float64).view(-1, 1, 1) * u / u.norm() / 2
     ends = torch.stack([t - half, t + half])  # (2, k, n, 2)

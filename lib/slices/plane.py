@@ -156,8 +156,8 @@ def render(
 ) -> Tensor:
     """Images (n, c, h, w), or features (n, ...) of them, at coordinates t (n, 2) of a slice.
 
-    steps, prompt, guidance and options (eta, seed, stop, ...) go to `sampling.ddim`; with eta the
-    noise of row i is that of (seed, i). features: images -> (n, ...), row by row.
+    steps, prompt, guidance and options (class_labels, eta, seed, ...) go to `sampling.ddim`; with
+    eta the noise of row i is that of (seed, i). features: images -> (n, ...), row by row.
     dtype: float32 or float64, of latents, network and images; by default the generator's own. For
     many calls convert once, with `generator.to(dtype)`.
     cache: `lib.kit.cache.cached`, or any function called as cache(function, *arguments): it keeps
@@ -198,6 +198,7 @@ def jacobian(
     steps: int,
     prompt: str | None = None,
     guidance: float = 1.0,
+    class_labels: int | None = None,
     features: Callable[[Tensor], Tensor | tuple[Tensor, ...]] | None = None,
     batch: int = 16,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -208,7 +209,7 @@ def jacobian(
     Other arguments as in `render`. Raises ValueError for coordinates outside the slice and for a
     network with a module that has no tangent rule.
     """
-    run = {"steps": steps, "prompt": prompt, "guidance": guidance}
+    run = {"steps": steps, "prompt": prompt, "guidance": guidance, "class_labels": class_labels}
     pieces = plane.coordinates(t).split(batch)
     parts = [_jacobian(generator, plane, piece, features, run) for piece in pieces]
     if isinstance(parts[0], Tensor):

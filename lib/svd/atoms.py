@@ -219,7 +219,7 @@ def bbp_ratio(theta: Values, n: int, alpha: Values) -> Tensor:
     and Péché 2005; Benaych-Georges and Nadakuditi 2012). theta and alpha broadcast; float64.
     """
     theta = torch.as_tensor(theta, dtype=torch.float64)
-    alpha = torch.as_tensor(alpha, dtype=torch.float64)
+    alpha = torch.as_tensor(alpha, dtype=torch.float64).to(theta.device)
     if n < 1 or not bool((theta >= 0).all()) or not bool(((alpha > 0) & (alpha < 1)).all()):
         raise ValueError(f"n = {n}, theta, alpha: need n >= 1, theta >= 0 and 0 < alpha < 1")
     return theta * (alpha / (1 - alpha) / n).sqrt()

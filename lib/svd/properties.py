@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
 from lib.diffusion.sampling import ddim, invert, time_grid
+from lib.intervals import as_numpy
 from lib.svd.atoms import (
     DegenerateWarning,
     aligned_atom,
@@ -121,7 +122,7 @@ def shuffled_move(latents: Tensor, index: int | Tensor, eta: float, *, shift: in
     """x + η ‖x‖_F u_i v_jᵀ with j = i + shift modulo the rank: the same vectors, wrongly paired."""
     x = as_latents(latents)
     U, S, Vh = decompose(x)
-    i = torch.as_tensor(index).expand(S.shape[:-1])[..., None, None]
+    i = torch.as_tensor(index, device=S.device).expand(S.shape[:-1])[..., None, None]
     u = U.gather(-1, i.expand(*U.shape[:-1], 1))
     v = Vh.gather(-2, ((i + shift) % S.shape[-1]).expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
     return x + eta * S.norm(dim=-1)[..., None, None] * u * v
@@ -158,7 +159,7 @@ def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> T
 
     grid: the training times of the rows; -1 where it never is.
     """
-    found = torch.as_tensor(grid)[:, None].expand(ranks.shape)
+    found = torch.as_tensor(grid, device=ranks.device)[:, None].expand(ranks.shape)
     return torch.where(ranks <= rank, found, -1).amax(0)
 
 
@@ -167,7 +168,7 @@ def crossing(ranks: ArrayLike, grid: Sequence[int], *, rank: float = 3) -> int:
 
     grid: the training times of the rows.
     """
-    low = np.median(np.asarray(ranks), axis=1) <= rank
+    low = np.median(as_numpy(ranks), axis=1) <= rank
     return int(np.where(low, np.asarray(grid), -1).max())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.diffusion import folders, models, rehearsal, sampling
+from lib.diffusion import differentiable, folders, models, reading, rehearsal, sampling
 
 PIXEL = ("celebahq-256", "learned-sigma-256")
 TEXT = ("sd-1.5", "sd-2.1-base")
@@ -47,7 +47,8 @@ def test_published_configurations_have_the_published_sizes():
             for part, make in rehearsal.networks(kind).items():
                 sizes[kind, part] = sum(p.numel() for p in make().parameters())
     assert sizes["celebahq-256", "unet"] == 113_673_219
-    assert sizes["learned-sigma-256", "unet"] == 93_562_886
+    assert sizes["learned-sigma-256", "unet"] == 93_563_910
+    assert sizes["adm-lsun-256", "unet"] == 552_814_086
     assert sizes["sd-1.5", "unet"] == 859_520_964
     assert sizes["sd-1.5", "text_encoder"] == 123_060_480
     assert sizes["sd-2.1-base", "unet"] == 865_910_724
@@ -304,7 +305,7 @@ def test_differentiable_networks_equal_the_fused_ones(tiny, kind):
     pairs = list(zip(value_and_gradient(plain), value_and_gradient(fused), strict=True))
     for (ours, theirs), bound in zip(pairs, (1e-14, 1e-14, 1e-9), strict=True):
         assert float((ours - theirs).abs().max()) < bound
-    assert any(isinstance(m, models.PlainGroupNorm) for m in plain.unet.modules())
+    assert any(isinstance(m, differentiable.PlainGroupNorm) for m in plain.unet.modules())
 
 
 @pytest.mark.parametrize("kind", rehearsal.PUBLISHED)
@@ -518,7 +519,7 @@ def test_missing_and_misshapen_weights_are_refused(tiny, tmp_path):
     ("part", "change", "message"),
     [
         ("unet", {"_class_name": "Transformer2DModel"}, "Transformer2DModel"),
-        ("unet", {"num_class_embeds": 10}, "num_class_embeds"),
+        ("unet", {"num_class_embeds": 10}, "class_embedding"),
         ("unet", {"sample_size": None}, "sample_size"),
         ("scheduler", {"prediction_type": "sample"}, "prediction type"),
     ],
@@ -592,7 +593,7 @@ def test_a_model_that_does_not_fit_is_an_error(monkeypatch, tiny):
     def full(folder, dtype):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(folders, "read", full)
+    monkeypatch.setattr(reading, "read", full)
     with pytest.raises(ValueError, match="does not fit into memory"):
         models.load(tiny["celebahq-256"])
 

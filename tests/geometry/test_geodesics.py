@@ -123,6 +123,7 @@ def test_three_kinds_of_path_have_their_known_lengths():
     path = geodesic(categorical, START, END, points=257)
     torch.testing.assert_close(path.length, exact, rtol=0, atol=1e-4)
     torch.testing.assert_close(path.straight_length, straight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(path.detour, straight / exact - 1, rtol=0, atol=2e-4)
     mixture = mixture_geodesic(log_partition, START, END, points=257)
     torch.testing.assert_close(mixture.length, dual, rtol=0, atol=1e-4)
     assert path.converged.all()

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.geometry import PlainNorm as BenchmarkNorm
 from benchmarks.geometry import Potential, nested_autograd_metric
-from lib.geometry.grids import from_grid
+from lib.geometry.grids import from_grid, tabulate
 from lib.geometry.metric import (
     fisher_metric,
     hessian_scalar_curvature,
@@ -338,6 +338,14 @@ def test_a_tabulated_metric_keeps_its_nodes_and_their_order():
     metric = from_grid((x, y), values)
     torch.testing.assert_close(metric(torch.cartesian_prod(x, y)), values.reshape(-1, 2, 2))
     assert metric.box.tolist() == [[0, -1], [1, 2]]
+
+
+def test_a_metric_is_tabulated_by_its_own_values():
+    axes = torch.linspace(-1, 1, 7, dtype=F64), torch.linspace(-1, 0.5, 5, dtype=F64)
+    nodes = torch.cartesian_prod(*axes)
+    table = tabulate(lambda t: fisher_metric(categorical, t), axes, floor=0.01)
+    expected = fisher_metric(categorical, nodes) + 0.01 * torch.eye(2, dtype=F64)
+    torch.testing.assert_close(table(nodes), expected)
 
 
 def test_a_tabulated_metric_is_positive_between_wild_nodes():

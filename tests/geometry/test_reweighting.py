@@ -31,10 +31,6 @@ def spins_log_z(theta, sites=30):
     return sites * torch.log(2 * torch.cosh(theta)).sum(1)
 
 
-def edges(cells=14):
-    return [torch.linspace(low, high, cells + 1, dtype=F64) for low, high in BOX.T]
-
-
 def misfit(potential, theta):
     """RMSE of an affinely aligned potential."""
     align = align_affine(potential(theta), spins_log_z(theta), theta)
@@ -45,7 +41,7 @@ def misfit(potential, theta):
 @pytest.fixture(scope="module")
 def spin_solution():
     t = uniform(4000)
-    return reweighting.reweight(spins(t), t, edges=edges())
+    return reweighting.reweight(spins(t), t)
 
 
 def test_reweighting_gives_log_z_its_slope_and_its_hessian(spin_solution):
@@ -61,11 +57,10 @@ def test_reweighting_gives_log_z_its_slope_and_its_hessian(spin_solution):
 
 def test_reweighting_does_not_mind_a_shifted_statistic_or_other_coordinates(spin_solution):
     t, theta = uniform(4000), uniform(50, seed=3)
-    shifted = reweighting.reweight(spins(t) + torch.tensor([5.0, -2.0]), t, edges=edges())
+    shifted = reweighting.reweight(spins(t) + torch.tensor([5.0, -2.0]), t)
     hessians = [part.moments(theta)[2] for part in (spin_solution, shifted)]
     torch.testing.assert_close(*hessians, rtol=1e-4, atol=1e-4)
-    tripled = [3 * edge for edge in edges()]
-    scaled = reweighting.reweight(spins(t), 3 * t, edges=tripled, natural=lambda t: t / 3)
+    scaled = reweighting.reweight(spins(t), 3 * t, natural=lambda t: t / 3)
     torch.testing.assert_close(
         scaled.moments(theta)[2], spin_solution.moments(theta)[2], rtol=1e-4, atol=1e-4
     )
@@ -75,13 +70,59 @@ def test_more_samples_come_closer():
     theta, errors = uniform(100, seed=3), []
     for n in (300, 8000):
         t = uniform(n, seed=5)
-        errors.append(misfit(reweighting.reweight(spins(t, seed=6), t, edges=edges()), theta))
+        errors.append(misfit(reweighting.reweight(spins(t, seed=6), t), theta))
     assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("cells", [60, 400])
+def test_the_error_is_that_of_the_samples(cells):
+    """Over independent data sets the deviations from the exact log Z average out, and are small."""
+    theta, errors = uniform(40, seed=3), []
+    exact = spins_log_z(theta)
+    for seed in range(8):
+        t = uniform(2000, seed=10 + seed)
+        values = reweighting.reweight(spins(t, seed=seed), t, cells=cells)(theta)
+        errors.append(align_affine(values, exact, theta)(values, theta) - exact)
+    errors = torch.stack(errors)
+    spread = errors.std(0)
+    assert (errors.mean(0) / spread * 8**0.5).square().mean().sqrt() < 2
+    assert spread.max() < 0.03 * exact.std()
+
+
+def test_labels_that_repeat_are_the_states():
+    """With two states the equations read e^{φ₁ − φ₀} from both; Bennett's ratio solves them."""
+    theta = torch.tensor([[0.0], [0.3]], dtype=F64).repeat_interleave(torch.tensor([700, 300]), 0)
+    f = torch.randn(1000, 1, dtype=F64, generator=torch.Generator().manual_seed(0)) + theta
+    found = reweighting.reweight(f, theta, tolerance=1e-12)
+    low, high = found(torch.tensor([[0.0], [0.3]]))
+    work = 0.3 * f[:, 0] - (high - low) + math.log(3 / 7)
+    assert torch.sigmoid(work).sum().item() == pytest.approx(300, abs=1e-6)
+    cell = reweighting.label_cells(theta, f, 400)
+    assert len(cell.unique()) == 2 and len(cell[:700].unique()) == len(cell[700:].unique()) == 1
+
+
+def test_any_prior_of_the_labels_serves(spin_solution):
+    t = uniform(8000)
+    slanted = t[
+        torch.rand(len(t), generator=torch.Generator().manual_seed(1)) < 0.6 + 0.4 * t[:, 0]
+    ]
+    theta = uniform(100, seed=3)
+    assert misfit(reweighting.reweight(spins(slanted), slanted), theta) < 2 * misfit(
+        spin_solution, theta
+    )
+
+
+def test_cells_are_small_where_samples_know_their_label():
+    """Ten times the statistic for positive labels: there most of the cells lie."""
+    t = torch.linspace(-1, 1, 1000, dtype=F64)[:, None]
+    cell = reweighting.label_cells(t, torch.where(t > 0, 10 * t, t), 40)
+    assert len(cell.unique()) == 40
+    assert len(cell[t[:, 0] > 0].unique()) > 2 * len(cell[t[:, 0] < 0].unique())
 
 
 def call(**change):
     t = uniform(50)
-    return reweighting.reweight(**({"statistics": spins(t), "t": t, "edges": edges(4)} | change))
+    return reweighting.reweight(**({"statistics": spins(t), "t": t} | change))
 
 
 @pytest.mark.parametrize(
@@ -89,9 +130,13 @@ def call(**change):
     [
         ({"statistics": torch.zeros(50, 3)}, "expected .n, d. twice"),
         ({"statistics": torch.full((50, 2), math.nan)}, "not finite"),
-        ({"edges": edges(4)[:1]}, "there are 1 edges"),
-        ({"edges": [torch.tensor([0.0, 0.5]), edges(4)[1]]}, r"outside edges\[0\]"),
-        ({"edges": [torch.tensor([1.0, -1.0]), edges(4)[1]]}, r"edges\[0\] .* increasing"),
+        ({"t": torch.full((50, 2), math.inf)}, "not finite"),
+        ({"cells": 0}, "cells=0"),
+        ({"natural": lambda t: t[:, :1]}, r"natural\(t\) returned"),
+        (
+            {"statistics": 2000 * uniform(50).sign(), "t": uniform(50).sign()},
+            "groups that .* samples bridge",
+        ),
     ],
 )
 def test_reweighting_refuses(change, message):

@@ -15,21 +15,6 @@ def uniform(n, seed=0):
     return BOX[0] + (BOX[1] - BOX[0]) * torch.rand(n, 2, dtype=F64, generator=generator)
 
 
-def spins(theta, sites=30, seed=1):
-    """Their sums, (n, 2), even numbers: many samples share a statistic."""
-    up = torch.sigmoid(2 * theta)
-    counts = np.random.default_rng(seed).binomial(sites, up.numpy())
-    return torch.from_numpy(2 * counts - sites).double()
-
-
-def test_the_linear_head_finds_the_true_statistic_behind_any_linear_mixture():
-    t = uniform(3000)
-    mixture = torch.tensor([[0.3, -1.0], [2.0, 0.7]], dtype=F64)
-    f = baselines.linear_head(spins(t) @ mixture + 4, t)
-    truth = spins(t) - spins(t).mean(0)
-    assert (f - truth).square().mean().sqrt() < 0.1 * truth.std()
-
-
 def lattices(theta, side=6, seed=2):
     """Independent spins in a field θ₁; θ₂ does nothing."""
     up = np.random.default_rng(seed).random((len(theta), side, side))
@@ -65,8 +50,6 @@ def test_the_first_component_of_the_autoencoder_is_the_magnetisation():
         (lambda x, t: baselines.posterior_mean(x, 0 * t), "column of theta is constant"),
         (lambda x, t: baselines.posterior_mean(x, t, seed=None), "seed=None"),
         (lambda x, t: baselines.posterior_mean(x[:, :2], t), "at least 3 sites"),
-        (lambda x, t: baselines.linear_head(t / 0, t), "samples has 20 entries"),
-        (lambda x, t: baselines.linear_head(t, t, pairs=0), "pairs=0"),
     ],
 )
 def test_the_rivals_refuse(call, message):

@@ -104,23 +104,17 @@ def test_recording_needs_a_run(monkeypatch):
         results.record(F, **ROW)
 
 
-def test_a_lesson_with_evidence_does_not_record_and_its_table_shows_what_is_committed(
-    root, session_in
-):
+def test_a_lesson_with_evidence_does_not_record_and_the_evidence_has_its_table(root, session_in):
     write_notebook(root)
-    row = results.record(F, **ROW)
+    results.record(F, **ROW)
     write_notebook(root, name="evidence/01_ising")
     with pytest.raises(ValueError, match="its evidence alone records.*evidence/01_ising.ipynb"):
         results.record(F, **ROW)
     session.announce(session.Session("evidence/01_ising", "quick", 0, {}, session_in))
     results.record(T, 1.0, 0, 1, None)
     assert set(results.read(session_in / "results.json")) == {F, T}
-    committed = stamps.rows_file("01_ising", "quick")
-    committed.parent.mkdir(parents=True)
-    committed.write_text(json.dumps({F: row}))
-    text = results.table("01_ising").data
-    assert results.CLAIMS[F].statement in text and results.CLAIMS[T].statement not in text
-    assert "(evidence/01_ising.ipynb)" in text
+    assert results.CLAIMS[T].statement in results.table("evidence/01_ising").data
+    assert results.table("01_ising").data == results.table("evidence/01_ising").data
 
 
 @pytest.mark.parametrize(
@@ -219,6 +213,19 @@ def test_a_profile_that_could_not_test_a_claim_does_not_hide_the_one_that_did(ro
     assert scorecard.rows()[F]["verdict"] == "not tested here"
     write_rows(root, "paper", 0.02)
     assert scorecard.rows()[F]["measured"] == 0.02 and scorecard.rows()[F]["profile"] == "paper"
+
+
+def test_a_lesson_shows_the_committed_verdicts_and_where_each_is_settled(root):
+    write_rows(root, "quick", 0.05)
+    section = f"## 2. Free energy\n\nSettles `{F}`."
+    write_notebook(root, "# Evidence", f"# Title\n\n{section}", name="evidence/01_ising")
+    lines = scorecard.claims_table("01_ising").data.splitlines()
+    assert len(lines) == 2 + sum(c.notebook == "01_ising" for c in results.CLAIMS.values())
+    (line,) = [line for line in lines if results.CLAIMS[F].statement in line]
+    assert "| 0.05 ± 0.001 (3) | **reproduced** [quick] |" in line
+    assert "[2. Free energy](evidence/01_ising.ipynb#2.-Free-energy)" in line
+    (other,) = [line for line in lines if results.CLAIMS[T].statement in line]
+    assert "| open | [evidence/01_ising](evidence/01_ising.ipynb#) |" in other
 
 
 def line_of(claim):

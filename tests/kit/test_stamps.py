@@ -208,6 +208,18 @@ def test_the_bounds_of_the_own_claims_count_and_those_of_others_do_not(finished,
         assert stamps.reason_older("01_ising", "quick") == other
 
 
+def test_a_lesson_is_older_when_its_evidence_comes_to_another_verdict(finished):
+    write_notebook(finished, name="evidence/01_ising")
+    row, claim = {"verdict": "partly", "measured": 1.0, "n": 3}, "hessian.ising.rmse_dF_dT"
+    commit(finished, rows={claim: row})
+    assert stamps.reason_older("01_ising", "quick") == ""
+    assert "rows" not in stamps.inputs("evidence/01_ising", "quick", {})
+    path = stamps.rows_file("01_ising", "quick")
+    for changed, reason in (({"n": 4}, ""), ({"verdict": "reproduced"}, "rows")):
+        path.write_text(json.dumps({claim: row | changed}))
+        assert stamps.reason_older("01_ising", "quick") == reason
+
+
 def test_lesson_and_evidence_are_known_by_path_and_number(root):
     for name in ("01_ising", "02_tasep", "evidence/02_tasep"):
         write_notebook(root, name=name)

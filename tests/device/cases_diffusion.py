@@ -1,0 +1,217 @@
+"""A case for each public call of diffusion, on models of random weights."""
+
+import functools
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from table import CASES, EXCEPTIONS
+
+from lib.diffusion import (
+    differentiable,
+    folders,
+    images,
+    mixture,
+    models,
+    patterns,
+    rehearsal,
+    sampling,
+    tangents,
+)
+
+STEPS = {"steps": 2, "progress": False}
+TEXT = {"prompt": "a face", "guidance": 2.0}
+ALPHAS = 0.4, 0.7
+CENTRES = torch.tensor([[[[1.0, -1.0]]], [[[-1.0, 0.5]]]]).double()
+
+
+@functools.cache
+def tiny(kind: str = "celebahq-256", **options) -> models.Generator:
+    """A small model of random weights on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = rehearsal.write_random(kind, Path(folder) / kind, tiny=True)
+        return models.load(path, device="cpu", **options)
+
+
+def pixel(on, **options):
+    """A pixel model on the device, and two latents where the caller has them, on the CPU."""
+    return on(tiny(**options)), tiny().noise(2, 0)
+
+
+def text(on):
+    """A text model on the device, and two latents."""
+    return on(tiny("sd-1.5")), tiny("sd-1.5").noise(2, 0)
+
+
+def faces(n=2):
+    """Images (n, 3, 16, 16) in [-1, 1], smooth enough for an inversion."""
+    ramp = torch.linspace(-1, 1, 16)
+    waves = torch.stack([(ramp[:, None] * (k + 1) + ramp).sin() for k in range(3 * n)])
+    return waves.view(n, 3, 16, 16) * 0.9
+
+
+def generator(on):
+    pixels, z = pixel(on)
+    latents, y = text(on)
+    both = latents.epsilon(on(y), 500, **TEXT), pixels.epsilon(on(z), torch.tensor([3, 900]))
+    there = latents.decode(latents.encode(faces()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exact = pixels.to(torch.float64).epsilon(on(z).double(), 3)
+    return both, there, exact, pixels.noise(1, 3), latents.embed(["a", "b"], 2)
+
+
+def loaded(on):
+    """`load` refuses a device that is not here by its name, so only what is here is loaded."""
+    device = on.device if on.device.type in ("cpu", "cuda") else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        path = rehearsal.write_random("celebahq-256", Path(folder) / "one", tiny=True)
+        own = on(models.load(path, device=device))
+    return own.epsilon(own.noise(1, 0), 10)
+
+
+def stochastic(on):
+    own, z = pixel(on)
+    return sampling.ddim(own, z, eta=1.0, seed=3, first=2, **STEPS), sampling.ddim(
+        own, on(z), batch=1, decode=False, **STEPS
+    )
+
+
+def prompted(on):
+    own, z = text(on)
+    return sampling.ddim(own, z, negative="a", **TEXT, **STEPS)
+
+
+def inverted(on):
+    own, _ = pixel(on)
+    return sampling.invert(own, faces(), refine=1, **STEPS), sampling.invert(
+        own, on(faces()), **STEPS
+    )
+
+
+def attended(on):
+    from diffusers.models.attention_processor import Attention
+
+    own, _ = text(on)
+    attention = next(m for m in own.unet.modules() if isinstance(m, Attention))
+    x = on(torch.linspace(-1, 1, 3 * attention.to_q.in_features).view(1, 3, -1))
+    return attention, x
+
+
+def attend(on):
+    attention, x = attended(on)
+    return differentiable.attend(attention, x, None, lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+
+
+def linearised(on):
+    own, z = pixel(on)
+    with torch.no_grad(), tangents.linearised(own.unet) as tape:
+        tape.start(tangent=False)
+        plain = own.epsilon(on(z), 500)
+        tape.start(tangent=True)
+        return plain, own.epsilon(on(z), 500)
+
+
+def pushed(on):
+    own, z = text(on)
+    return tangents.pushforward(own, on(z), [on(z.flip(0))], steps=2, **TEXT)
+
+
+def mixed(on):
+    """Means where the caller has them."""
+    return mixture.mixture(on(CENTRES), 0.3)
+
+
+def saved(on):
+    with tempfile.TemporaryDirectory() as folder:
+        files = images.save(on(faces()), Path(folder) / "sheet.png")
+        return images.read(files[0], pixel(on)[0])
+
+
+def pattern(on):
+    own = patterns.Patterns(4)
+    return own.signs(on(own.noise(2, 0)), on(own.coarse)), sampling.ddim(
+        own, on(own.noise(2, 0)), **STEPS
+    ).cpu().to(on.device)
+
+
+def batches(on):
+    x = on(faces())
+    return sampling.in_batches(lambda rows: 2 * x[rows], 2, 1)
+
+
+CASES |= {
+    "diffusion.folders.weight_hash": lambda on: folders.weight_hash([("x", on(faces()))]),
+    "diffusion.images.read": saved,
+    "diffusion.images.save": saved,
+    "diffusion.mixture.MixtureDenoiser": lambda on: mixed(on).unet.noise(on(CENTRES), 0.5),
+    "diffusion.mixture.mixture": lambda on: mixed(on).epsilon(on(CENTRES), 300),
+    "diffusion.mixture.flow": lambda on: mixture.flow(mixed(on), on(CENTRES), steps=4),
+    "diffusion.models.real_numbers": lambda on: models.real_numbers(on(faces()), "x"),
+    "diffusion.models.Generator": generator,
+    "diffusion.models.load": loaded,
+    "diffusion.differentiable.PlainAttention": lambda on: differentiable.PlainAttention()(
+        *attended(on)
+    ),
+    "diffusion.differentiable.attend": attend,
+    "diffusion.differentiable.PlainGroupNorm": lambda on: on(differentiable.PlainGroupNorm(2, 4))(
+        on(torch.arange(32.0).view(2, 4, 2, 2))
+    ),
+    "diffusion.differentiable.make_differentiable": lambda on: differentiable.make_differentiable(
+        on(torch.nn.Sequential(torch.nn.GroupNorm(2, 4)))
+    )(on(torch.arange(8.0).view(2, 4))),
+    "diffusion.patterns.Patterns": pattern,
+    "diffusion.sampling.predicted": lambda on: sampling.predicted(*on([faces()] * 2), 0.4),
+    "diffusion.sampling.update": lambda on: sampling.update(
+        *on([faces()] * 2), *ALPHAS, eta=1.0, noise=on(faces())
+    ),
+    "diffusion.sampling.step_noise": lambda on: sampling.step_noise(pixel(on)[0], [1, 2], 0, 3),
+    "diffusion.sampling.ddim": lambda on: (stochastic(on), prompted(on)),
+    "diffusion.sampling.invert": inverted,
+    "diffusion.sampling.in_batches": batches,
+    "diffusion.sampling.spherical": lambda on: sampling.spherical(
+        *on([faces(), faces().flip(0)]), [0.2, 0.7]
+    ),
+    "diffusion.sampling.rows_per_call": lambda on: [
+        sampling.rows_per_call(pixel(on)[0], None) in (16, 64)
+    ],
+    "diffusion.tangents.Tape": linearised,
+    "diffusion.tangents.linearised": linearised,
+    "diffusion.tangents.pushforward": pushed,
+}
+
+NUMBERS = "takes and returns numbers or texts alone"
+FILE = "from a file to a file, read on the CPU"
+EXCEPTIONS |= {
+    "diffusion.folders.convert_pickle": FILE,
+    "diffusion.folders.new_folder": "a folder",
+    "diffusion.folders.locate": "a folder",
+    "diffusion.folders.read_json": "a file",
+    "diffusion.folders.refuse_pickle": "a file",
+    "diffusion.reading.read": "reads files onto the CPU; `models.load` moves what it returns",
+    "diffusion.adm.convert": FILE,
+    "diffusion.adm.layout": FILE,
+    "diffusion.adm.renamed": FILE,
+    "diffusion.adm.main": FILE,
+    "diffusion.entries.as_list": NUMBERS,
+    "diffusion.entries.check": NUMBERS,
+    "diffusion.entries.defaults": NUMBERS,
+    "diffusion.folders.without_bars": "a setting of the libraries below",
+    "diffusion.mixture.even_alphas": NUMBERS,
+    "diffusion.mixture.total_stretch": NUMBERS,
+    "diffusion.models.unit_normal": "the draw of one sample, always on the CPU",
+    "diffusion.models.out_of_memory": NUMBERS,
+    "diffusion.prompts.check": NUMBERS,
+    "diffusion.prompts.check_words": NUMBERS,
+    "diffusion.rehearsal.write_random": "writes files",
+    "diffusion.rehearsal.networks": "sizes in, layers out; they run in most cases",
+    "diffusion.rehearsal.obstacle": NUMBERS,
+    "diffusion.rehearsal.rehearse": "loads by name, with `ddim` and `invert` as here",
+    "diffusion.rehearsal.main": "a command",
+    "diffusion.sampling.time_grid": NUMBERS,
+    "diffusion.sampling.nearest": NUMBERS,
+    "diffusion.sampling.downward": NUMBERS,
+    "diffusion.sampling.upward": NUMBERS,
+    "diffusion.sampling.deviation": NUMBERS,
+}
