@@ -36,7 +36,7 @@ from drilling import (  # noqa: E402
     wait_until,
 )
 
-TRIES = 1
+TRIES = 2
 PAGE = CHECKOUT / "docs" / "drills.md"
 
 
