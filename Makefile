@@ -131,6 +131,14 @@ lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-bro
 html: ready ## a page of each notebook in build/html/, every figure with its alternative text
 	"$(PYTHON)" -m lib.kit.html_pages
 
+book: ready ## the book in build/book/html: lessons, evidence, scorecard, pages, API, with search
+	@"$(PYTHON)" -c 'import myst_nb, sphinx_book_theme; __import__("sphinx-mathjax-offline")' \
+	  2>/dev/null || { echo "installing the extra \"book\" of pyproject.toml into $(PYTHON)"; \
+	  "$(PYTHON)" -m pip install -q -c requirements.lock --no-build-isolation -e ".[book]"; }
+	"$(PYTHON)" book/prepare.py
+	"$(PYTHON)" -m sphinx -q -W --keep-going -c book -d build/book/kept build/book/source build/book/html
+	@echo "open build/book/html/index.html"
+
 scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
 	@$(PIPELINE) scorecard --write
 

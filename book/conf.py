@@ -1,0 +1,103 @@
+"""Settings of the book: what Sphinx needs to know to make it from build/book/source."""
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from sphinx.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "Latent geometry kit"
+html_title = project
+language = "en"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["figures/**"]
+
+nb_execution_mode = "off"  # the committed outputs are shown
+nb_render_markdown_format = "myst"
+nb_code_prompt_show = "Solution: show the {type}"
+nb_code_prompt_hide = "Solution: hide the {type}"
+nb_ipywidgets_js = {}  # its sources lie on other sites
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_dmath_double_inline = True
+myst_heading_anchors = 4
+myst_heading_slug_func = "conf.slug"
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+default_role = "literal"
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {"use_download_button": False, "show_toc_level": 2}
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_copy_source = False
+mathjax_path = "mathjax/tex-svg.js"  # one file that holds its fonts
+MATHJAX = ("tex-svg.js", "input/tex", "a11y", "sre", "ui")  # and what it may load later
+
+
+def slug(heading: str) -> str:
+    """Return the anchor of a heading as JupyterLab and the claim tables of the lessons write it."""
+    return heading.strip().replace(" ", "-")
+
+
+def mathjax_folder() -> Path:
+    """Return the folder of the installed MathJax.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None:
+        raise ConfigError(
+            "MathJax is missing: pip install the `book` extra of pyproject.toml, whose package "
+            "sphinx-mathjax-offline holds it"
+        )
+    return Path(spec.origin).parent / "static" / "mathjax"
+
+
+def copy_mathjax(app, exception: Exception | None) -> None:
+    """Put MathJax beside the pages, so that no formula needs another site."""
+    if exception is None:
+        for name in MATHJAX:
+            source, target = mathjax_folder() / name, app.outdir / "_static" / "mathjax" / name
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            elif source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+
+def as_restructured(app, what, name, thing, options, lines: list[str]) -> None:
+    """Turn a plain docstring into reStructuredText: formulas on lines of their own stay as set.
+
+    Outside of backticks and bold type, characters that open markup there stand for themselves.
+    """
+    written, section, block = [], False, False
+    for k, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        section = line.endswith(":") if line.strip() and not indent else section
+        if indent >= 4 and not section and not block and not lines[k - 1].strip():
+            written += ["::", ""]
+            block = True
+        block = block and (indent > 0 or not line.strip())
+        written.append(line if block else escaped(line))
+    lines[:] = written
+
+
+def escaped(line: str) -> str:
+    """Return a line whose stars, bars and trailing underscores open no markup."""
+    parts = re.split(r"(`[^`]*`|\*\*[^*]+\*\*)", line)
+    parts[::2] = [re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def setup(app) -> None:
+    """Register the steps of this file; run by Sphinx."""
+    mathjax_folder()
+    app.connect("autodoc-process-docstring", as_restructured, priority=100)  # before napoleon
+    app.connect("build-finished", copy_mathjax)
