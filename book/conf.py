@@ -15,7 +15,6 @@ project = "Latent geometry kit"
 html_title = project
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-exclude_patterns = ["figures/**"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_render_markdown_format = "myst"
@@ -25,7 +24,7 @@ nb_ipywidgets_js = {}  # its sources lie on other sites
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4
-myst_heading_slug_func = "conf.slug"
+myst_heading_slug_func = "book.prepare.slug"
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -35,14 +34,10 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": False, "show_toc_level": 2}
 html_static_path = ["static"]
 html_css_files = ["book.css"]
+html_js_files = ["scorecard.js"]
 html_copy_source = False
 mathjax_path = "mathjax/tex-svg.js"  # one file that holds its fonts
 MATHJAX = ("tex-svg.js", "input/tex", "a11y", "sre", "ui")  # and what it may load later
-
-
-def slug(heading: str) -> str:
-    """Return the anchor of a heading as JupyterLab and the claim tables of the lessons write it."""
-    return heading.strip().replace(" ", "-")
 
 
 def mathjax_folder() -> Path:
@@ -73,19 +68,20 @@ def copy_mathjax(app, exception: Exception | None) -> None:
 
 
 def as_restructured(app, what, name, thing, options, lines: list[str]) -> None:
-    """Turn a plain docstring into reStructuredText: formulas on lines of their own stay as set.
+    """Turn a plain docstring into reStructuredText: paragraphs with indented lines stay as set.
 
     Outside of backticks and bold type, characters that open markup there stand for themselves.
     """
-    written, section, block = [], False, False
-    for k, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        section = line.endswith(":") if line.strip() and not indent else section
-        if indent >= 4 and not section and not block and not lines[k - 1].strip():
-            written += ["::", ""]
-            block = True
-        block = block and (indent > 0 or not line.strip())
-        written.append(line if block else escaped(line))
+    written, section = [], False
+    for paragraph in "\n".join(lines).split("\n\n"):
+        own = paragraph.strip("\n").splitlines() or [""]
+        if not own[0].startswith(" "):
+            section = re.fullmatch(r"[A-Z]\w+:", own[0]) is not None  # as "Args:", "Raises:"
+        indented = any(line.startswith("  ") for line in own)
+        if indented and not section and not re.match(r"- |\d+\. ", own[0]):
+            written += ["::", "", *("    " + line for line in own), ""]
+        else:
+            written += [*map(escaped, own), ""]
     lines[:] = written
 
 

@@ -39,6 +39,11 @@ def notebook(path: Path) -> nbformat.NotebookNode:
     return book
 
 
+def slug(heading: str) -> str:
+    """Return the anchor of a heading as JupyterLab and the claim tables of the lessons write it."""
+    return heading.strip().replace(" ", "-")
+
+
 def without_folders(text: str, here: Path) -> str:
     """Return Markdown in which a link to a folder is only its text: a book has no such page."""
     return LINK.sub(lambda m: m[1] if (here / m[2]).is_dir() else m[0], text)
@@ -56,6 +61,9 @@ def pages() -> dict[Path, str]:
     plain = [root / "README.md", root / "SCORECARD.md", *sorted((root / "docs").glob("*.md"))]
     found = {path: path.read_text(encoding="utf-8") for path in plain}
     found[root / "SCORECARD.md"] = WIDE + found[root / "SCORECARD.md"]
+    for path in sorted((root / "figures").rglob("printed.md")):
+        text = path.read_text(encoding="utf-8")
+        found[path] = re.sub("^# ", f"# What `{path.parent.name}` printed: ", text, count=1, flags=re.M)
     for path in stamps.notebooks().values():
         book = notebook(path)
         for cell in book.cells:
