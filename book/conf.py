@@ -18,23 +18,28 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_render_markdown_format = "myst"
-nb_code_prompt_show = "Solution: show the {type}"
-nb_code_prompt_hide = "Solution: hide the {type}"
+nb_code_prompt_show = "Show the solution"
+nb_code_prompt_hide = "Hide the solution"
 nb_ipywidgets_js = {}  # its sources lie on other sites
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4
 myst_heading_slug_func = "book.prepare.slug"
 
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 default_role = "literal"
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": False, "show_toc_level": 2}
+html_theme_options = {
+    "navbar_persistent": [],  # a second search field
+    "show_toc_level": 2,
+    "use_download_button": False,
+}
 html_static_path = ["static"]
 html_css_files = ["book.css"]
-html_js_files = ["scorecard.js"]
+html_js_files = ["names.js", "scorecard.js"]
 html_copy_source = False
 mathjax_path = "mathjax/tex-svg.js"  # one file that holds its fonts
 MATHJAX = ("tex-svg.js", "input/tex", "a11y", "sre", "ui")  # and what it may load later
@@ -92,8 +97,15 @@ def escaped(line: str) -> str:
     return "".join(parts)
 
 
-def setup(app) -> None:
-    """Register the steps of this file; run by Sphinx."""
+def is_field(app, what, name, thing, skip: bool, options) -> bool | None:
+    """Leave out the fields of a named tuple, of which Python only says their number."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
+
+
+def setup(app) -> dict[str, bool]:
+    """Register the steps of this file; run by Sphinx, which may read pages side by side."""
     mathjax_folder()
     app.connect("autodoc-process-docstring", as_restructured, priority=100)  # before napoleon
+    app.connect("autodoc-skip-member", is_field)
     app.connect("build-finished", copy_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
