@@ -1,9 +1,12 @@
 """Settings of the book: what Sphinx needs to know to make it from build/book/source."""
 
+import ast
 import importlib.util
+import inspect
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from sphinx.errors import ConfigError
@@ -28,6 +31,7 @@ myst_heading_slug_func = "book.prepare.slug"
 
 add_module_names = False
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 default_role = "literal"
 
@@ -97,6 +101,22 @@ def escaped(line: str) -> str:
     return "".join(parts)
 
 
+def as_written(app, what, name, thing, options, signature, returns) -> tuple | None:
+    """Return the signature of a function as its source has it: short types, no machine's paths."""
+    if what not in ("function", "method"):
+        return None
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(thing)))
+    except (OSError, TypeError):  # made by a decorator or an extension module
+        return None
+    node = ast.parse(source).body[0]
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    if what == "method" and node.args.args and node.args.args[0].arg in ("self", "cls"):
+        del node.args.args[0]
+    return f"({ast.unparse(node.args)})", ast.unparse(node.returns) if node.returns else None
+
+
 def is_field(app, what, name, thing, skip: bool, options) -> bool | None:
     """Leave out the fields of a named tuple, of which Python only says their number."""
     return True if type(thing).__name__ == "_tuplegetter" else None
@@ -106,6 +126,7 @@ def setup(app) -> dict[str, bool]:
     """Register the steps of this file; run by Sphinx, which may read pages side by side."""
     mathjax_folder()
     app.connect("autodoc-process-docstring", as_restructured, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-skip-member", is_field)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -63,7 +63,9 @@ def pages() -> dict[Path, str]:
     found[root / "SCORECARD.md"] = WIDE + found[root / "SCORECARD.md"]
     for path in sorted((root / "figures").rglob("printed.md")):
         text = path.read_text(encoding="utf-8")
-        found[path] = re.sub("^# ", f"# What `{path.parent.name}` printed: ", text, count=1, flags=re.M)
+        found[path] = re.sub(
+            "^# ", f"# What `{path.parent.name}` printed: ", text, count=1, flags=re.M
+        )
     for path in stamps.notebooks().values():
         book = notebook(path)
         for cell in book.cells:

@@ -26,12 +26,19 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const table of tables) {
     table.classList.add("claims");
     table.querySelectorAll("thead th").forEach((header, column) => {
+      const title = header.textContent.trim();
       const button = document.createElement("button");
       button.append(...header.childNodes);
       button.title = "sort by this column";
       header.replaceChildren(button);
       header.setAttribute("aria-sort", "none");
       button.addEventListener("click", () => sort(table, column, header));
+      const cells = [...table.tBodies[0].rows].map((row) => row.cells[column]);
+      const empty = cells.every((cell) => cell.textContent.trim() === "-");
+      for (const cell of [header, ...cells]) {
+        cell.hidden = empty;
+        cell.classList.add(title.split(" ")[0].replace(/\W/g, ""));
+      }
     });
   }
 
@@ -64,6 +71,9 @@ document.addEventListener("DOMContentLoaded", () => {
       }
       table.closest("section").hidden = !left;
       shown += left;
+    }
+    for (const paper of new Set(tables.map((t) => t.closest("section").parentElement))) {
+      paper.hidden = !paper.querySelector(":scope > section:not([hidden])");
     }
     controls.querySelector("output").textContent = `${shown} of ${all} claims`;
   }
