@@ -34,6 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 default_role = "literal"
+suppress_warnings = ["ref.python"]  # signatures keep short names, which two rooms may share
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {

@@ -21,7 +21,10 @@ needs_sphinx = pytest.mark.skipif(bool(ABSENT), reason=f"absent: {', '.join(ABSE
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)def module(name):
+)
+
+
+def module(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
