@@ -1,7 +1,7 @@
 """The numbers contract: results agree with tests/expected/LESSON.PROFILE.json.
 
 LESSON is the name of the lesson, also where its evidence records. An entry is {"value": v} with
-"rtol", "atol" or "sigmas" (of the row's error), or {"below": b}, {"above": a}, each also with
+"rtol" or "atol", or {"below": b}, {"above": a}, each also with
 "verdict"; `smoke` results are those that the pipeline has just left in build/.
 `python tests/expected/draft.py` drafts the rules of results that lie in figures/.
 """
@@ -42,7 +42,7 @@ def agrees(row, rule):
         return all(bounds[kind](rule[kind]) for kind in kinds)
     deviation = abs(measured - rule["value"])
     (kind,) = kinds
-    scales = {"rtol": abs(rule["value"]), "atol": 1.0, "sigmas": row["error"]}
+    scales = {"rtol": abs(rule["value"]), "atol": 1.0}
     return deviation <= rule[kind] * scales[kind]
 
 
@@ -80,8 +80,6 @@ def test_committed_verdicts_follow_from_the_rows_that_keep_their_bound(path):
         (1.05, 0.1, {"value": 1, "rtol": 0.1}, True),
         (1.15, 0.1, {"value": 1, "rtol": 0.1}, False),
         (0.02, 0, {"value": 0, "atol": 0.01}, False),
-        (1.15, 0.1, {"value": 1, "sigmas": 2}, True),
-        (1.25, 0.1, {"value": 1, "sigmas": 2}, False),
         (0.3, 0, {"below": 0.2}, False),
         (0.3, 0, {"above": 0.2, "below": 0.4}, True),
         (0.3, 0, {"above": 0.2, "verdict": "partly"}, True),
