@@ -39,7 +39,7 @@ class GridMetric:
         """Corners of the tabulated rectangle, (2, 2)."""
         return torch.stack([torch.stack([x[0], x[-1]]) for x in self.axes], 1)
 
-    def __call__(self, t) -> Tensor:
+    def __call__(self, t: Values) -> Tensor:
         """Metric at t, (n, 2) -> (n, 2, 2)."""
         cell, offsets = self._locate(as_points(t).to(self.coefficients))
         left, right = (torch.stack([u * u * u, u * u, u, torch.ones_like(u)], -1) for u in offsets)
@@ -50,7 +50,7 @@ class GridMetric:
         parts = torch.stack([scale * cosh, scale * sinh * p[:, 1], scale * sinh * p[:, 2]], -1)
         return _assemble(parts)
 
-    def jet(self, t) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(self, t: Values) -> tuple[Tensor, Tensor, Tensor]:
         """g (n, 2, 2), ∂g (n, 2, 2, 2) and ∂²g (n, 2, 2, 2, 2), derivative axes last, no graph."""
         t = as_points(t).detach().to(self.coefficients)
         cell, offsets = self._locate(t)
@@ -81,7 +81,7 @@ class GridMetric:
         return cell, offsets
 
 
-def from_grid(axes, values, *, floor: float = 0.0) -> GridMetric:
+def from_grid(axes: Sequence[Values], values: Values, *, floor: float = 0.0) -> GridMetric:
     """Interpolate a tabulated 2 x 2 metric so that it stays positive and twice differentiable.
 
     Log-Euclidean: a C² bicubic spline (not-a-knot) of the matrix logarithm of values + floor · I,
