@@ -40,7 +40,7 @@ TRIES = 2
 PAGE = CHECKOUT / "docs" / "drills.md"
 
 
-@drill("kill -9 of a run of the pipeline", short=True)
+@drill("kill -9 of a run of the pipeline")
 def killed_run(folder):
     job = at_item_three(new_root(folder, SLOW))
     kernel = dict(calls(folder))[3]
@@ -60,7 +60,7 @@ def killed_kernel(folder):
     return Outcome(lost_after(folder), job.said().splitlines()[-2])
 
 
-@drill("Ctrl-C in a run of the pipeline", short=True)
+@drill("Ctrl-C in a run of the pipeline")
 def interrupted_run(folder):
     job = at_item_three(new_root(folder, SLOW))
     status = job.press(INTERRUPT)
@@ -140,7 +140,7 @@ def killed_tiles(folder):
     return Outcome(tiles_again(folder), "no line of ours; the next run goes on")
 
 
-@drill("kill -9 of one process of parallel tiles", short=True)
+@drill("kill -9 of one process of parallel tiles")
 def killed_tile(folder):
     job = tiles_until_both_wait(folder)
     os.kill(dict(calls(folder))[3], KILL)
@@ -226,7 +226,7 @@ def interrupted_training(folder):
     return outcome
 
 
-@drill("two runs of one notebook at once", short=True)
+@drill("two runs of one notebook at once")
 def two_at_once(folder):
     first = at_item_three(new_root(folder, SLOW))
     second = pipeline(folder)
