@@ -59,7 +59,7 @@ DRILLS: list[Drill] = []
 
 
 def drill(fault: str, short: bool = False) -> Callable:
-    """Put a drill on the list; the short ones, which need no luck in time, are part of `make test`."""
+    """Put a drill on the list; short ones, which need no luck, are part of `make test`."""
 
     def listed(act: Callable) -> Callable:
         DRILLS.append(Drill(fault, act, short))
