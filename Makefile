@@ -132,12 +132,15 @@ html: ready ## a page of each notebook in build/html/, every figure with its alt
 	"$(PYTHON)" -m lib.kit.html_pages
 
 book: ready ## the book in build/book/html: lessons, evidence, scorecard, pages, API, with search
-	@"$(PYTHON)" -c 'import myst_nb, sphinx_book_theme; __import__("sphinx-mathjax-offline")' \
+	@"$(PYTHON)" -c 'import myst_nb, sphinx_book_theme, playwright; __import__("sphinx-mathjax-offline")' \
 	  2>/dev/null || { echo "installing the extra \"book\" of pyproject.toml into $(PYTHON)"; \
 	  "$(PYTHON)" -m pip install -q -c requirements.lock --no-build-isolation -e ".[book]"; }
 	"$(PYTHON)" book/prepare.py
 	"$(PYTHON)" -m sphinx -q -W --keep-going -c book -d build/book/kept build/book/source build/book/html
 	@echo "open build/book/html/index.html"
+
+book-test: book ## look at the book in headless Chromium, which must be installed (Debian: chromium)
+	"$(PYTHON)" -m pytest -rs tests/test_book.py tests/test_book_browser.py
 
 scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
 	@$(PIPELINE) scorecard --write

@@ -10,6 +10,7 @@ import platform
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,6 +30,20 @@ WIDTHS = {"column": 3.3, "page": 6.9}  # inches
 LARGEST_PNG = 100_000  # bytes
 HEAVY_PNG = 30_000  # bytes
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib")
+
+SLIDER = Template(
+    """<figure style="--frame: $start; width: ${width}px; max-width: 100%">
+<div style="aspect-ratio: $width / $height; overflow: hidden"><img src="data:image/png;base64,$png"
+alt="$alt" style="width: 100%; max-width: none; margin: 0; display: block;
+transform: translateY(calc(var(--frame) * -100% / $n))"></div>
+<label style="display: flex; gap: 1em"><input type="range" style="flex: 1" min="0" max="$last"
+value="$start" data-labels="$labels" oninput="
+const shown = JSON.parse(this.dataset.labels)[this.value];
+this.closest('figure').style.setProperty('--frame', this.value);
+this.setAttribute('aria-valuetext', shown); this.nextElementSibling.textContent = shown;"
+aria-valuetext="$first"> <output>$first</output></label>
+<p><small>$alt</small></p></figure>"""
+)
 
 
 def figure(width: str = "column", height: float | None = None, **subplots_kw) -> tuple:
@@ -167,6 +182,40 @@ def _provenance() -> dict:
         "inputs": json.loads(os.environ.get("KIT_INPUTS", "{}")),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def slider(frames: np.ndarray, labels: Sequence[str], *, alt: str, start: int = 0) -> None:
+    """Show frames (n, h, w, 3) uint8 one at a time, under a slider that needs no kernel.
+
+    The frames are one tall picture behind a window; the slider moves it. `labels` name the frames,
+    `start` is the one that is seen before anything moves.
+
+    Raises:
+        ValueError: for frames of another shape or type, or labels that are not one a frame.
+    """
+    from IPython.display import HTML, display
+
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(
+            f"frames are {frames.dtype} {frames.shape}: give uint8 (n, h, w, 3), as of plots.sheet"
+        )
+    if len(labels) != len(frames) or not 0 <= start < len(frames):
+        raise ValueError(
+            f"{len(labels)} labels and start {start} for {len(frames)} frames: one label a frame"
+        )
+    _, height, width, _ = frames.shape
+    png = io.BytesIO()
+    Image.fromarray(frames.reshape(-1, width, 3)).save(png, "png", optimize=True)
+    fields = {
+        "png": base64.b64encode(png.getvalue()).decode(),
+        "alt": html.escape(" ".join(alt.split())),
+        "labels": html.escape(json.dumps(list(labels))),
+        "first": html.escape(labels[start]),
+        "last": len(frames) - 1,
+    }
+    numbers = {"n": len(frames), "start": start, "width": width, "height": height}
+    display(HTML(SLIDER.substitute(fields | numbers)))
 
 
 def _show(png: bytes, alt: str) -> None:

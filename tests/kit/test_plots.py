@@ -198,3 +198,44 @@ def test_the_style_does_not_leak_into_the_session():
     plots.figure()
     assert matplotlib.rcParams["font.size"] == before
     plt.close("all")
+
+
+class Window(html.parser.HTMLParser):
+    """Attributes of the tags of a slider."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] = dict(attributes)
+
+
+def test_a_slider_holds_every_frame_and_its_label(monkeypatch):
+    written, labels = [], ["none", 'a "bit"', "<all>"]
+    monkeypatch.setattr("IPython.display.display", lambda shown: written.append(shown.data))
+    frames = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
+    plots.slider(frames, labels, alt="Three greys", start=1)
+    tags = Window(written[0]).tags
+    data = tags["img"]["src"].removeprefix("data:image/png;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert (np.asarray(picture).reshape(frames.shape) == frames).all()
+    slider = tags["input"]
+    assert json.loads(slider["data-labels"]) == labels and slider["aria-valuetext"] == labels[1]
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "1")
+    assert tags["img"]["alt"] == "Three greys"
+
+
+@pytest.mark.parametrize(
+    ("frames", "labels", "start", "said"),
+    [
+        (np.zeros((2, 4, 4, 3)), ["a", "b"], 0, "give uint8"),
+        (np.zeros((2, 4, 4), np.uint8), ["a", "b"], 0, "give uint8"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ["a"], 0, "one label a frame"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], 2, "start 2 for 2 frames"),
+    ],
+)
+def test_a_slider_of_other_frames_is_refused(frames, labels, start, said):
+    with pytest.raises(ValueError, match=said):
+        plots.slider(frames, labels, alt="x", start=start)
