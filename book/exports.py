@@ -18,8 +18,8 @@ from jinja2 import DictLoader
 from nbconvert import HTMLExporter, SlidesExporter
 from nbformat import NotebookNode
 
-from book import teaching
-from lib.kit import lab, session, stamps
+from book import lab, teaching
+from lib.kit import session, stamps
 
 SLIDES = ("01", "04", "06")
 ALT = """{%- block data_png scoped -%}
