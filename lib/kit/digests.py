@@ -37,20 +37,8 @@ from lib.kit import session, syntax
 from lib.kit.syntax import Reference
 
 LIBRARY = Path(__file__).resolve().parents[1]
-KEEPERS = frozenset(
-    f"lib.kit.{name}"
-    for name in (
-        "cache",
-        "claims",
-        "codec",
-        "digests",
-        "pools",
-        "progress",
-        "session",
-        "stamps",
-        "syntax",
-    )  # fmt: skip
-)
+KEEPING = "cache claims codec digests pools progress session stamps syntax"
+KEEPERS = frozenset(f"lib.kit.{name}" for name in KEEPING.split())
 ALWAYS = "*"  # what counts of a module as soon as anything of it does
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 NO_WEIGHTS = ("metrics.json", "provenance.json")

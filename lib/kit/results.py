@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lib.kit import session, stamps
@@ -10,19 +10,7 @@ from lib.kit import verdicts as rule
 from lib.kit.claims import CLAIMS, Claim
 from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
 
-__all__ = [
-    "CLAIMS",
-    "Bound",
-    "Claim",
-    "Controls",
-    "above",
-    "below",
-    "read",
-    "record",
-    "table",
-    "verdict",
-    "within",
-]
+__all__ = ["CLAIMS", "Bound", "Claim", "Controls", "above", "below", "verdict", "within"]
 
 
 def record(
@@ -87,7 +75,8 @@ def record(
 
 
 def _write(claim: str, row: dict) -> None:
-    path = results_file(session.current().output, session.current().profile)
+    run = session.current()
+    path = run.output / stamps.rows_name(run.profile)
     rows = {**read(path), claim: row}
     ordered = {key: rows[key] for key in CLAIMS if key in rows}
     session.write_atomically(path, json.dumps(ordered, indent=1, allow_nan=False) + "\n")
@@ -143,11 +132,6 @@ def lacks_controls(row: Mapping) -> bool:
     return bool(row["error"]) and not row.get("controls")
 
 
-def results_file(folder: Path, profile: str) -> Path:
-    """Return where a profile keeps its rows: results.json, or results.PROFILE.json."""
-    return folder / (f"results.{profile}.json" if profile in ("full", "paper") else "results.json")
-
-
 def read(path: Path) -> dict[str, dict]:
     """Return the rows of a results file; no file, no rows."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -161,25 +145,29 @@ def table(notebook: str):
     from IPython.display import Markdown
 
     run, lesson = session.current(), stamps.lesson_of(notebook)
-    rows = read(results_file(run.output, run.profile))
+    rows = read(run.output / stamps.rows_name(run.profile))
     chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == lesson}
     head = ("claim", "paper", "measured", "bound", "trivial", "second route", "verdict")
-    lines = [head, ("---",) * len(head), *(tuple(_cells(row)) for row in chosen.values())]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return Markdown(markdown(head, map(_cells, chosen.values())))
 
 
-def _cells(row: dict) -> Iterator[str]:
-    verdict_text = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
-    shown = (
+def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *lines)]
+    text = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    return (
         row["statement"],
         number_text(row["reported"]),
         measured_text(row),
         str(bound_of(row) or "-"),
         number_text(row["null"]),
         number_text(row["second_route"]),
-        verdict_text,
+        row["verdict"] + (f": {row['reason']}" if row["reason"] else ""),
     )
-    return (text.replace("|", "\\|") for text in shown)
 
 
 def number_text(value: Numbers) -> str:
