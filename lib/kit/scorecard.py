@@ -15,12 +15,13 @@ PAPERS = {
 COUNTED = ("reproduced", "partly", "not reproduced", "not tested here", "open")
 HEAD = ("claim", "reported", "paper's setting", "our setting", "family", "measured ± error (n)")
 HEAD += ("bound", "trivial", "controls", "verdict", "notebook")
-OLDER, UNCONTROLLED = "†", "°"
+OLDER, UNCONTROLLED, ELSEWHERE = "†", "°", "‡"
 TOTALS = ("paper", "claims", *COUNTED, OLDER, UNCONTROLLED)
 LEGEND = (
     f"{OLDER} the row is older than its code: `make verify` says in what. {UNCONTROLLED} a "
     "statistical row whose instrument has not yet been run where the claim is known to be true and "
-    "where it is known to be false."
+    f"where it is known to be false. {ELSEWHERE} setting differs: the paper reports its number for "
+    "another setting than the one that we measure in."
 )
 HEADLINES = (
     "hessian.ising.rmse_free_energy",
@@ -65,8 +66,11 @@ def _verdict(row: Mapping | None) -> str:
     return f"{row['verdict']} [{row['profile']}]" + (f" {row['marks']}" if row["marks"] else "")
 
 
-def _reported(entry: Claim) -> str:
-    return " ".join(filter(None, [results.number_text(entry.reported), entry.unit.strip("1")]))
+def _reported(entry: Claim, row: Mapping | None) -> str:
+    known = entry.reported is not None and (row or {}).get("measured") is not None
+    sign = ELSEWHERE if known and row.get("setting") != entry.setting else ""
+    parts = results.number_text(entry.reported), entry.unit.strip("1"), sign
+    return " ".join(filter(None, parts))
 
 
 def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
     recorder = stamps.recorder(entry.notebook)
     return (
         f"{entry.statement}<br>`{entry.id}`",
-        _reported(entry),
+        _reported(entry, row),
         entry.setting or "-",
         given.get("setting") or "-",
         given.get("family") or entry.family,
@@ -102,7 +106,7 @@ def claims_table(lesson: str):
         row, heading = found.get(claim.id, {"measured": None}), headings.get(claim.id, "")
         verdict = f"**{row['verdict']}** [{row['profile']}]" if "verdict" in row else "open"
         link = f"[{heading or recorder}]({recorder}.ipynb#{heading.replace(' ', '-')})"
-        numbers = _reported(claim), results.measured_text(row)
+        numbers = _reported(claim, row), results.measured_text(row)
         lines.append((claim.statement, *numbers, verdict, link))
     head = ("the paper's claim", "paper", "measured ± error (n)", "verdict", "evidence")
     return Markdown(results.markdown(head, lines))
@@ -144,7 +148,7 @@ def summary() -> str:
     found = rows()
     chosen = ((CLAIMS[claim], found.get(claim)) for claim in HEADLINES)
     short = (
-        (e.statement, _reported(e), results.measured_text(r or {"measured": None}), _verdict(r))
+        (e.statement, _reported(e, r), results.measured_text(r or {"measured": None}), _verdict(r))
         for e, r in chosen
     )
     headlines = results.markdown(("claim", "reported", "measured ± error (n)", "verdict"), short)

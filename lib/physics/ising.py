@@ -22,6 +22,7 @@ from lib.physics.ising_exact import (
     cylinder_cumulants,
     cylinder_free_energy,
     log_partition,
+    torus_cumulants,
     zero_field_curvature,
 )
 from lib.physics.ising_onsager import (
@@ -47,7 +48,9 @@ __all__ = [
     "onsager_free_energy",
     "onsager_magnetization",
     "sample",
+    "torus_cumulants",
     "trajectory",
+    "windows",
     "zero_field_curvature",
 ]
 
@@ -208,6 +211,18 @@ def observables(samples: ArrayLike) -> Integers:
     spins = values.astype(np.int8)
     neighbours = np.roll(spins, 1, axis=1) + np.roll(spins, 1, axis=2)
     return np.stack([(spins * neighbours).sum((1, 2)), spins.sum((1, 2))], axis=1, dtype=np.int64)
+
+
+def windows(samples: ArrayLike) -> Floats:
+    """Shares of the kinds of 2 x 2 windows: 0 to 4 spins up, and two up on a diagonal, (n, 6).
+
+    samples: (n, size, size), spins up where positive, periodic.
+    """
+    up = (np.asarray(samples) > 0).astype(np.int8)
+    right, below, corner = (np.roll(up, shift, (1, 2)) for shift in ((0, 1), (1, 0), (1, 1)))
+    number = up + right + below + corner
+    kinds = [number == k for k in range(5)] + [(up == corner) & (right == below) & (up != right)]
+    return np.stack([kind.mean((1, 2)) for kind in kinds], 1)
 
 
 def natural(t: ArrayLike | Tensor) -> Tensor:

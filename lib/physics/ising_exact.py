@@ -114,6 +114,19 @@ def cylinder_cumulants(
     )
 
 
+def torus_cumulants(beta: ArrayLike, field: ArrayLike, size: int) -> tuple[Floats, Floats, Floats]:
+    """`cylinder_cumulants` of the size x size torus, size 3 to 12; seconds a point at size 12.
+
+    The derivatives are carried along the powers of the transfer matrix: no differences.
+    """
+    beta, field = check_parameters(beta, field)
+    size = check_count("size", size, 3, LARGEST_TRANSFER)
+    pairs = zip(beta.ravel(), field.ravel(), strict=True)
+    rows = np.array([_torus_cumulants(b, h, size) for b, h in pairs]).reshape(*beta.shape, 6)
+    value, mean, square = np.split(rows / size**2, [1, 3], axis=-1)
+    return value[..., 0], mean, square[..., [0, 1, 1, 2]].reshape(*beta.shape, 2, 2)
+
+
 def levels(size: int = 4) -> tuple[Integers, Integers]:
     """Distinct (sum s s', sum s) of the size x size torus, and how many states share each.
 
@@ -152,7 +165,7 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
     size = check_count("size", size, 3, LARGEST_TRANSFER)
     # from 20 on the next terms are exp(-4 beta) < 2e-35 of the limit, and smaller ones underflow
     flat = np.minimum(beta, 20.0).ravel()
-    curvature = np.array([_curvature(_trace_series(b, size), size**2) for b in flat])
+    curvature = np.array([_curvature(_trace_series(b, 0.0, size, CURVATURE), size**2) for b in flat])
     return curvature.reshape(beta.shape)[()]
 
 
@@ -254,18 +267,20 @@ def _top_cumulants(beta: Floats, field: Floats, width: int) -> tuple[Floats, Flo
     return np.log(top) + scale, slope, hessian
 
 
-# (powers of the change in beta, in the field) that the curvature needs
-ORDERS = ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+# (powers of the change in beta, in the field) that the metric and the curvature need
+METRIC = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+CURVATURE = (*METRIC, (3, 0), (1, 2))
+Orders = tuple[tuple[int, int], ...]
 Series = dict[tuple[int, int], NDArray]
 
 
 def _series_product(
     one: Series, other: Series, multiply: Callable[[NDArray, NDArray], NDArray]
 ) -> Series:
-    """Product of two truncated power series."""
+    """Product of two power series, truncated alike."""
     result = {}
-    for a, b in ORDERS:
-        pairs = ((p, (a - p[0], b - p[1])) for p in ORDERS)
+    for a, b in one:
+        pairs = ((p, (a - p[0], b - p[1])) for p in one)
         result[a, b] = sum(multiply(one[p], other[q]) for p, q in pairs if q in other)
     return result
 
@@ -279,26 +294,36 @@ def _series_power(series: Series, exponent: int) -> Series:
     return _series_product(square, series, np.matmul) if exponent % 2 else square
 
 
-def _trace_series(beta: float, size: int) -> Series:
-    """Series of Z exp(-2 N beta) about (beta, 0): sums of (-2 u)^j M^k / (j! k!), u broken bonds.
+def _trace_series(beta: float, field: float, size: int, orders: Orders) -> Series:
+    """Series of Z exp(-N (2 beta + |field|)) about (beta, field).
 
-    All terms of a sum over u have one sign, so nothing is lost at low temperature.
+    Sums of (-2 u)^j M^k / (j! k!), u broken bonds, M the magnetisation: all terms of a sum over u
+    have one sign, so nothing is lost at low temperature.
     """
-    orders, distance, weight = _orbits(size, False)
-    row, spins = ((x[:, None] + x) / 2 for x in ((size - orders[:, 0]) / 2, orders[:, 1]))
-    broken = row[..., None] + distance
-    between, total = np.exp(-2 * beta * broken) * weight[..., None], dict.fromkeys(ORDERS, 0.0)
+    states, distance, weight = _orbits(size, False)
+    row, spins = ((x[:, None] + x) / 2 for x in ((size - states[:, 0]) / 2, states[:, 1]))
+    broken, total = row[..., None] + distance, dict.fromkeys(orders, 0.0)
+    weight = weight * np.exp(field * spins - abs(field) * size)
+    between = np.exp(-2 * beta * broken) * weight[..., None]
     powers = [between * (-2 * broken) ** j / factorial(j) for j in range(4)]
     blocks = [np.fft.rfft(x, axis=-1) for x in powers]
     for k in range(size // 2 + 1):
         own_mirror = 2 * k % size == 0
         parts = [(x[..., k].real if own_mirror else x[..., k]).copy() for x in blocks]
-        block = {(a, b): parts[a] * spins**b / factorial(b) for a, b in ORDERS}
+        block = {(a, b): parts[a] * spins**b / factorial(b) for a, b in orders}
         half = _series_power(block, size // 2)
         rest = _series_product(half, block, np.matmul) if size % 2 else half
         trace = _series_product(half, rest, lambda x, y: (x * y.conj()).real.sum())
-        total = {o: total[o] + (1 if own_mirror else 2) * trace[o] for o in ORDERS}
+        total = {o: total[o] + (1 if own_mirror else 2) * trace[o] for o in orders}
     return total
+
+
+def _torus_cumulants(beta: float, field: float, size: int) -> list[float]:
+    """log Z, its slopes in beta and field, and its Hessian ββ, βh, hh."""
+    z = _trace_series(beta, field, size, METRIC)
+    b, h, bb, bh, hh = (z[order] / z[0, 0] for order in METRIC[1:])
+    value = np.log(z[0, 0]) + size**2 * (2 * beta + abs(field))
+    return [value, 2 * size**2 + b, h, 2 * bb - b * b, bh - b * h, 2 * hh - h * h]
 
 
 def _curvature(series: Series, sites: int) -> float:

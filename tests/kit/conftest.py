@@ -37,10 +37,10 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def session_in(tmp_path, monkeypatch):
-    """Announce a session of 01_ising that writes below tmp_path."""
+    """Announce a session of the evidence of 01_ising that writes below tmp_path."""
     monkeypatch.setattr(session, "_current", None)
     output = tmp_path / "output"
-    session.announce(session.Session("01_ising", "quick", 0, {"samples": 4}, output))
+    session.announce(session.Session("evidence/01_ising", "quick", 0, {"samples": 4}, output))
     return output
 
 

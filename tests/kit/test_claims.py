@@ -106,6 +106,7 @@ def test_recording_needs_a_run(monkeypatch):
 
 def test_a_lesson_with_evidence_does_not_record_and_the_evidence_has_its_table(root, session_in):
     write_notebook(root)
+    session.announce(session.Session("01_ising", "quick", 0, {}, session_in))
     results.record(F, **ROW)
     write_notebook(root, name="evidence/01_ising")
     with pytest.raises(ValueError, match="its evidence alone records.*evidence/01_ising.ipynb"):
