@@ -105,6 +105,13 @@ def log_odds(images: Tensor, name: str) -> Tensor:
     return judge.log_odds(_logits(images), attribute.head, *attribute.classes)
 
 
+def standardised(images: Tensor, names: Sequence[str]) -> Tensor:
+    """ℓ / s of several attributes, for images clamped to [−1, 1]; (n, names)."""
+    found = _logits(images)
+    chosen = [named(name)[:2] for name in names]
+    return torch.stack([judge.log_odds(found, h, *c) / spread(h, c) for h, c in chosen], 1)
+
+
 def labels(images: Tensor) -> dict[str, Tensor]:
     """{attribute: (n,) bool}: which images have it, by judge a.
 

@@ -45,6 +45,18 @@ def saturated(images: Tensor) -> Tensor:
     return images.mean((1, 2, 3)).abs() > SATURATED
 
 
+def chroma(images: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean distance of the colours from grey, (n,): √(rg² + yb²), rg = R − G, yb = (R + G)/2 − B.
+
+    The opponent colours of Hasler and Süsstrunk (2003). White teeth and black outlines have none,
+    however hard they are clamped. where: bool (n, h, w), the pixels that count; all by default.
+    """
+    r, g, b = images.double().unbind(1)
+    size = ((r - g).square() + ((r + g) / 2 - b).square()).sqrt()
+    weight = torch.ones_like(size) if where is None else where.to(size)
+    return (size * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+
+
 @torch.no_grad()
 def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Tensor], Tensor]:
     """A score fitted to rendered `faces`: images (n, 3, h, w) -> log-density (n,) + const.
