@@ -45,7 +45,6 @@ KEPT = {  # reached by tests alone, and why
     "lib.geometry.metric.scalar_curvature": "the curvature of any metric, its oracle",
     "lib.kit.cache.key": "a contract: what decides whether a kept result is taken",
     "lib.physics.ising_onsager.onsager_free_energy": "a contract, and oracle of the samplers",
-    "lib.svd.atoms.bbp_value": "closed form of the top singular value, beside its overlap",
 }
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib import intervals
+from lib.diffusion.models import real_numbers
 from lib.faces import avatars, judge
 from lib.intervals import Interval, as_array
 
@@ -294,7 +295,7 @@ def _standardised(before: dict, after: dict, head: str, classes: tuple[str, ...]
 
 
 def _logits(images: Tensor) -> dict[str, Tensor]:
-    return judge.logits(images.detach().float().clamp(-1, 1))
+    return judge.logits(real_numbers(images, "images").detach().float().clamp(-1, 1))
 
 
 def _classes(logits: dict[str, Tensor]) -> dict[str, Tensor]:

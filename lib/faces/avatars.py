@@ -136,9 +136,7 @@ def draw(n: int, split: str = "train", *, seed: int = 0) -> Faces:
 
     Face i depends on `seed`, `split` and i alone. A split keeps the faces whose hash of parts is
     its own, one sixth of all label sets being held out.
-
-    Raises:
-        ValueError: for an unknown split or n < 0.
+    Raises ValueError for an unknown split or n < 0.
     """
     if split not in COUNTS:
         raise ValueError(f"split = {split!r}, expected one of {sorted(COUNTS)}.")
@@ -214,9 +212,7 @@ def _named(parts: np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
 
 def render(options: dict, size: int) -> np.ndarray:
     """One face as RGB, uint8 (size, size, 3), cropped to the head.
-
-    Raises:
-        ValueError: for a part or an option that the style does not have.
+    Raises ValueError for a part or an option that the style does not have.
     """
     from dicebear import Avatar
 
@@ -276,9 +272,7 @@ def load(
 
     `n` defaults to the whole split (60,000 or 12,000). The images are memory-mapped and read-only.
     `pink=False` withholds pink hair, as the diffusion models are trained: fewer than `n` remain.
-
-    Raises:
-        ValueError: for an unknown split, n < 1 or a size below 8 px.
+    Raises ValueError for an unknown split, n < 1 or a size below 8 px.
     """
     if size < 8 or (n is not None and n < 1):
         raise ValueError(f"size = {size}, n = {n}: expected at least 8 pixels and one face.")

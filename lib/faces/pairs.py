@@ -98,7 +98,10 @@ def judged(task: str, images: Tensor, source: Tensor) -> dict[str, np.ndarray]:
 
     success: judge a sees a wanted class (0 or 1); off: `attributes.total_variation` of the others;
     distance: `judge.distance` to the source; clip: 100 max(cos, 0) of the kit's CLIP and the text.
+    Raises ValueError for an unknown task.
     """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: choose one of {list(TASKS)}")
     _, _, head, wanted, text = TASKS[task]
     before, after = judge.attributes(source), judge.attributes(images)
     return {

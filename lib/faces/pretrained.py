@@ -35,9 +35,7 @@ def clip_score(images: Tensor, texts: str | list[str], *, model: str | Path) -> 
 
     A transformers folder of a `CLIPModel` with its tokenizer, for instance clip-vit-large-patch14.
     One text for all images, or one for each.
-
-    Raises:
-        ValueError: for a folder that is no CLIP, other counts, or images outside [-1, 1].
+    Raises ValueError for a folder that is no CLIP, other counts, or images outside [-1, 1].
     """
     images = _checked(images, "images")
     texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
@@ -121,10 +119,8 @@ def clip_pixels(images: Tensor, size: int) -> Tensor:
 
 def lpips(a: Tensor, b: Tensor, *, net: str = "alex") -> Tensor:
     """LPIPS of image pairs, (n,), with the backbone "alex", "vgg" or "squeeze" of torchvision.
-
-    Raises:
-        ValueError: without the extra, without the backbone's weights in torch's hub cache, for an
-            unknown backbone, unequal shapes, or images outside [-1, 1].
+    Raises ValueError without the extra, without the backbone's weights in torch's hub cache, for an
+    unknown backbone, unequal shapes, or images outside [-1, 1].
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.shape != b.shape:
@@ -143,10 +139,8 @@ def fid(a: Tensor, b: Tensor, *, weights: str | Path) -> float:
     """Fréchet inception distance of two sets of images, 2048 features, without unit.
 
     weights: the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
-
-    Raises:
-        ValueError: without the extra or the file, for fewer than two images in a set, or images
-            outside [-1, 1].
+    Raises ValueError without the extra or the file, for fewer than two images in a set, or images
+    outside [-1, 1].
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if min(len(a), len(b)) < 2:

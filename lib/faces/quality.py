@@ -68,9 +68,7 @@ def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Te
         y | o ~ N(W o, Σ),   Σ = the leading principal components of the residuals plus σ² I,
 
     probabilistic principal components (Tipping and Bishop 1999) of what the attributes leave open.
-
-    Raises:
-        ValueError: for fewer than twice as many faces as components, or images the judge refuses.
+    Raises ValueError for fewer than twice as many faces as components, or images the judge refuses.
     """
     if len(faces) < 2 * components:
         raise ValueError(
@@ -118,9 +116,7 @@ def _part(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
     """Root-mean-square pixel distance to the nearest of `reference` (m, 3, h, w), (n,).
-
-    Raises:
-        ValueError: when the images of the two sets differ in shape.
+    Raises ValueError when the images of the two sets differ in shape.
     """
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(

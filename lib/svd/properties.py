@@ -127,24 +127,6 @@ def random_move(latents: Tensor, eta: float, *, seed: int, alike: bool = False) 
     return x + size * a[..., None] * b[..., None, :]
 
 
-def shuffled_move(latents: Tensor, index: int | Tensor, eta: float, *, shift: int) -> Tensor:
-    """x + η ‖x‖_F u_i v_jᵀ with j = i + shift modulo the rank: the same vectors, wrongly paired."""
-    x = as_latents(latents)
-    U, S, Vh = decompose(x)
-    i = torch.as_tensor(index, device=S.device).expand(S.shape[:-1])[..., None, None]
-    u = U.gather(-1, i.expand(*U.shape[:-1], 1))
-    v = Vh.gather(-2, ((i + shift) % S.shape[-1]).expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
-    return x + eta * S.norm(dim=-1)[..., None, None] * u * v
-
-
-def responses(moves: Sequence[Tensor], finish: Callable[[Tensor], Tensor], base: Tensor) -> Tensor:
-    """|finish(move) - base| for every move, (moves, n, attributes).
-
-    finish: latents (n, ...) -> scores (n, attributes) in units of their standard deviation.
-    """
-    return torch.stack([(finish(move) - base).abs() for move in moves])
-
-
 def scrambled(pattern: Tensor, *, seed: int = 0) -> Tensor:
     """The pattern (n, c, h, w) with rows and columns permuted: equal singular values, no place."""
     rng = np.random.default_rng(seed)
@@ -198,12 +180,9 @@ def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> T
 
 
 def crossing(ranks: ArrayLike, grid: Sequence[int], *, rank: float = 3) -> int:
-    """Largest training time at which half of the columns of ranks (t, n) are at most `rank`, or -1.
-
-    grid: the training times of the rows.
-    """
-    low = np.median(as_numpy(ranks), axis=1) <= rank
-    return int(np.where(low, np.asarray(grid), -1).max())
+    """`first_rank_time` of the median over the columns of ranks (t, n): half of them are there."""
+    middle = torch.from_numpy(np.median(as_numpy(ranks), axis=1))
+    return int(first_rank_time(middle[:, None], grid, rank=rank))
 
 
 def crossed(ranks: Tensor, grid: Sequence[int]) -> tuple[float, float]:
@@ -235,10 +214,3 @@ def planted_overlaps(
 def signal(pattern: Tensor) -> Tensor:
     """θ, the largest singular value of a pattern (n, c, h, w), mean over channels, (n,)."""
     return torch.linalg.svdvals(pattern.double())[..., 0].mean(-1)
-
-
-def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
-    """One-sided p of mean(differences) > 0 under random signs, a paired permutation test."""
-    d = np.asarray(differences, float)
-    signs = np.random.default_rng(seed).choice((-1, 1), (draws, len(d)))
-    return float((1 + ((signs * d).mean(1) >= d.mean() - 1e-12).sum()) / (draws + 1))

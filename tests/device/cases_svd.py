@@ -22,7 +22,7 @@ def pair(on):
 
 def network(on):
     """A network trained for two steps where its latents lie."""
-    own = avi.AttributeVectorIntegration(3, 2, width=4)
+    own = avi.AttributeVectorIntegration(3, 2)
     own.fit(on(X), on(Z), steps=2)
     return own.integrate(on(X), on(Z)), own.history.to(on.device)
 
@@ -68,17 +68,18 @@ CASES |= {
     "svd.atoms.as_latents": lambda on: atoms.as_latents(on(X)),
     "svd.atoms.decompose": lambda on: svd.decompose(on(X)),
     "svd.atoms.compose": lambda on: svd.compose(*svd.decompose(on(X))),
-    "svd.atoms.gaps": lambda on: svd.gaps(svd.decompose(on(X))[1]),
+    "svd.atoms.gaps": lambda on: atoms.gaps(svd.decompose(on(X))[1]),
     "svd.atoms.rescale": lambda on: svd.rescale(on(X), on(torch.tensor([0, 1, 2])), 2.0),
-    "svd.atoms.principal_angles": lambda on: svd.principal_angles(on(X[..., :2]), on(Z[..., :2])),
+    "svd.atoms.principal_angles": lambda on: atoms.principal_angles(on(X[..., :2]), on(Z[..., :2])),
     "svd.atoms.grassmann_distance": lambda on: svd.grassmann_distance(
         on(X[..., :2]), on(Z[..., :2])
     ),
-    "svd.atoms.match_atoms": lambda on: svd.match_atoms(svd.decompose(on(X)), svd.decompose(on(Z))),
+    "svd.atoms.match_atoms": lambda on: atoms.match_atoms(
+        svd.decompose(on(X)), svd.decompose(on(Z))
+    ),
     "svd.atoms.track": lambda on: svd.track(on(torch.stack([X, X + 0.1, X + 0.2])), [9, 5, 1]),
     "svd.atoms.aligned_atom": lambda on: svd.aligned_atom(on(X), on(PATTERN)),
-    "svd.atoms.bbp_ratio": lambda on: svd.bbp_ratio(on(RANKS), 6, 0.3),
-    "svd.atoms.bbp_value": lambda on: svd.bbp_value(on(RANKS)),
+    "svd.atoms.bbp_ratio": lambda on: atoms.bbp_ratio(on(RANKS), 6, 0.3),
     "svd.atoms.bbp_overlap": lambda on: svd.bbp_overlap(on(RANKS)),
     "svd.atoms.crossing_time": lambda on: svd.crossing_time(on(10 * RANKS), 6, pixel(on)[0].alphas),
     "svd.avi.AtomPair": lambda on: (
@@ -107,12 +108,12 @@ CASES |= {
     "svd.edits.prompt_ways": prompt_ways,
     "svd.mixing.match_noise": lambda on: svd.match_noise(*pixel(on), 900, 500),
     "svd.mixing.latent_pair": latent_pair,
-    "svd.mixing.integrate_full_core": lambda on: svd.integrate_full_core(on(X), on(Z), k=2),
+    "svd.mixing.integrate_full_core": lambda on: mixing.integrate_full_core(on(X), on(Z), k=2),
     "svd.mixing.interpolate": lambda on: [
         svd.interpolate(on(X), on(Z), 0.3, path=p) for p in ("linear", "rescaled", "spherical")
     ],
     "svd.mixing.principal_bases": lambda on: [
-        side @ side.mT for side in svd.principal_bases(on(X))
+        side @ side.mT for side in mixing.principal_bases(on(X))
     ],
     "svd.properties.trajectory": lambda on: properties.trajectory(
         pixel(on)[0], on(tiny().noise(2, 0)), **STEPS
@@ -127,10 +128,6 @@ CASES |= {
         on(torch.stack([X, Z, X + Z])), ALPHAS, k=2, seed=0
     ),
     "svd.properties.random_move": lambda on: properties.random_move(on(X), 0.1, seed=0),
-    "svd.properties.shuffled_move": lambda on: properties.shuffled_move(on(X), 1, 0.1, shift=2),
-    "svd.properties.responses": lambda on: properties.responses(
-        on([X, Z]), lambda x: x.mean((2, 3)), on(X).mean((2, 3))
-    ),
     "svd.properties.scrambled": lambda on: properties.scrambled(on(X)),
     "svd.properties.pattern_ranks": lambda on: properties.pattern_ranks(on(X), on(PATTERN)),
     "svd.properties.first_rank_time": lambda on: properties.first_rank_time(on(RANKS), [9, 1]),
