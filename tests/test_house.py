@@ -36,8 +36,6 @@ KEPT = {  # reached by tests alone, and why
     "lib.faces.avatars.GOLDEN_FACES": "golden hash: drawn numbers must not change",
     "lib.faces.avatars.GOLDEN_PIXELS": "golden hash: drawn pixels must not change",
     "lib.faces.avatars.GOLDEN_SPLIT": "golden hash: the held-out faces must stay held out",
-    "lib.faces.avatars.options": "oracle: the choices of the drawing library",
-    "lib.faces.avatars.render": "oracle: one face by the drawing library itself",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
     "lib.geometry.lengths.curve_energy": "a contract: what geodesics make as small as they can",

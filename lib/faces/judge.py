@@ -111,19 +111,16 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
+@lru_cache(maxsize=4)
 def load(judge: str, *, device: torch.device | str = "cpu", models: Path = MODELS) -> Judge:
     """Judge "a" or "b" from its folder, float32, frozen, in evaluation mode.
+
     Raises ValueError for an unknown judge, or when its weights are missing or unreadable.
     """
-    if judge not in _ARCHITECTURES:
-        raise ValueError(f"judge = {judge!r}, expected one of {sorted(_ARCHITECTURES)}.")
-    return _load(judge, str(torch.device(device)), str(models))
-
-
-@lru_cache(maxsize=4)
-def _load(judge: str, device: str, models: str) -> Judge:
     from safetensors.torch import load_file
 
+    if judge not in _ARCHITECTURES:
+        raise ValueError(f"judge = {judge!r}, expected one of {sorted(_ARCHITECTURES)}.")
     folder = Path(models) / f"judge-{judge}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -331,22 +328,17 @@ def embed_texts(texts: list[str], *, device: torch.device | str = "cpu") -> Tens
     return F.normalize(network.get_text_features(**tokens).pooler_output, dim=1)
 
 
+@lru_cache(maxsize=4)
 def clip(*, device: torch.device | str = "cpu", models: Path = MODELS) -> tuple[nn.Module, Any]:
     """The kit's `CLIPModel` (frozen, float32, plain-softmax attention) and its tokenizer.
+
     Raises ValueError when the folder is missing or unreadable.
     """
-    return _load_clip(str(torch.device(device)), str(models))
-
-
-@lru_cache(maxsize=4)
-def _load_clip(device: str, models: str) -> tuple[nn.Module, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = Path(models) / "clip"
+    folder, own = Path(models) / "clip", {"attn_implementation": "eager", "dtype": torch.float32}
     try:
-        network = CLIPModel.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
-        )
+        network = CLIPModel.from_pretrained(folder, local_files_only=True, **own)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ValueError(

@@ -4,7 +4,7 @@ Per channel, y = Ũ diag(s) Ṽᵀ + x_tail with Ũ = [U_x, U_z], Ṽ = [V_x, V_
 reconstruction: Wang et al. 2025 (arXiv 2502.02225) publish neither code nor the losses' form.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
@@ -142,7 +142,13 @@ def best_values(
     D = λ3 h w / ‖s_z‖², λ4 h w / ‖s_x‖² on the two halves. Of several minimisers, the smallest.
     """
     target = reference_values(pair, weights, reference, omega)
-    matrix, right, _ = _quadratic(pair, weights, target)
+    lz, lx, pull_z, pull_x = weights
+    diagonal = torch.empty_like(target)
+    for half, pull, size in zip(_halves(pair), (pull_z, pull_x), _energies(pair), strict=True):
+        diagonal[..., half] = (pull * pair.pixels / size)[..., None]
+    matrix = (lz + lx) * pair.gram + torch.diag_embed(diagonal)
+    goal = lz * pair.project(pair.z - pair.tail) + lx * pair.project(pair.x - pair.tail)
+    right = goal + diagonal * target
     return (torch.linalg.pinv(matrix, hermitian=True) @ right[..., None])[..., 0]
 
 
@@ -221,11 +227,13 @@ class AttributeVectorIntegration(nn.Module):
             raise ValueError(f"steps = {steps}, lr = {lr}: both must be positive")
         pair = self.pair(x, z)
         self.to(pair.x.device)
-        objective, optimiser = self._objective(pair), torch.optim.Adam(self.parameters(), lr=lr)
-        history = []
+        own, optimiser = self.config, torch.optim.Adam(self.parameters(), lr=lr)
+        weights, target, history = pair.x.new_tensor(own["weights"]), None, []
+        if own["reference"] != "spectrum":
+            target = reference_values(pair, own["weights"], own["reference"], own["omega"])
         for _ in range(steps):
             optimiser.zero_grad()
-            loss = objective(self(pair)).mean(0)
+            loss = (losses(pair, self(pair), target) @ weights).mean(0)
             loss.sum().backward()
             optimiser.step()
             history.append(loss.detach().mean())
@@ -264,21 +272,6 @@ class AttributeVectorIntegration(nn.Module):
         pair = self.to(as_latents(x).device).pair(x, z)
         return pair.edit(self(pair), strength).to(as_latents(x).dtype)
 
-    def _objective(self, pair: AtomPair) -> Callable[[Tensor], Tensor]:
-        """The weighted loss (n, c) of coefficients, by its quadratic form where it has one."""
-        own = self.config
-        if own["reference"] == "spectrum":
-            weights = pair.x.new_tensor(own["weights"])
-            return lambda values: losses(pair, values, None) @ weights
-        target = reference_values(pair, own["weights"], own["reference"], own["omega"])
-        matrix, right, constant = _quadratic(pair, own["weights"], target)
-
-        def loss(values: Tensor) -> Tensor:
-            curved = (matrix @ values[..., None])[..., 0]
-            return (((curved - 2 * right) * values).sum(-1) + constant) / pair.pixels
-
-        return loss
-
 
 def _top_atoms(x: Tensor, k: int, bases: Bases | None) -> tuple[Tensor, Tensor, Tensor]:
     """Left vectors (..., h, k), values (..., k) and right vectors (..., w, k) of the k largest."""
@@ -293,19 +286,6 @@ def _top_atoms(x: Tensor, k: int, bases: Bases | None) -> tuple[Tensor, Tensor, 
     value, width = core.gather(-1, index), x.shape[-1]
     u, v = left.mT[index // width].mT, right.mT[index % width].mT
     return u * torch.where(value < 0, -1.0, 1.0)[..., None, :], value.abs(), v
-
-
-def _quadratic(pair: AtomPair, weights: Weights, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A, b, c of the weighted loss (sᵀ A s - 2 bᵀ s + c) / (h w)."""
-    lz, lx, pull_z, pull_x = weights
-    diagonal = torch.empty_like(target)
-    for half, pull, size in zip(_halves(pair), (pull_z, pull_x), _energies(pair), strict=True):
-        diagonal[..., half] = (pull * pair.pixels / size)[..., None]
-    matrix = (lz + lx) * pair.gram + torch.diag_embed(diagonal)
-    goals = pair.z - pair.tail, pair.x - pair.tail
-    right = lz * pair.project(goals[0]) + lx * pair.project(goals[1]) + diagonal * target
-    constant = sum(w * g.square().sum((-2, -1)) for w, g in zip((lz, lx), goals, strict=True))
-    return matrix, right, constant + (diagonal * target.square()).sum(-1)
 
 
 def _halves(pair: AtomPair) -> tuple[slice, slice]:

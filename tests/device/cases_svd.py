@@ -6,7 +6,7 @@ from cases_diffusion import STEPS, faces, pixel, text, tiny
 from table import CASES, EXCEPTIONS, ON_CPU
 
 from lib import hspace, svd
-from lib.svd import atoms, avi, edits, mixing, properties
+from lib.svd import atoms, avi, comparison, edits, mixing, properties
 
 X = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 3, 6, 6)))
 Z = X.flip(0) + 0.3
@@ -64,6 +64,33 @@ def latent_pair(on):
     return mixing.latent_pair(own, on(z), "a", "b", steps=3, stop=500, shift=1)
 
 
+def entry(on, own):
+    """An edit that enters at the last of two times."""
+
+    def finish(x):
+        return own.decode(on(x)).clamp(-1, 1).cpu()
+
+    def call(function, *given, **options):
+        return function(*given, **options)
+
+    return comparison.Entry(own, properties.times(own, 2), 1, finish, call)
+
+
+def compare(on):
+    own, z = pixel(on)
+    path, score = on(torch.stack([z, z, z])), lambda a, b: {"off": (a - b).mean((1, 2, 3)).cpu()}
+    sizes = {"n": 1, "k": 2, "weights": (0.5,), "omega": 0.5}
+    ends, shift = (path, path.flip(1)), (delta(on), 1)
+    rows = comparison.compare(entry(on, own), ends, shift, score, **sizes)
+    return {way: [found[0]["off"] for found in row.values()] for way, row in rows.items()}
+
+
+def committed(on):
+    own, z = pixel(on)
+    path = on(torch.stack([z, z, z]))
+    return comparison.committed(entry(on, own), path, delta(on), k=2)
+
+
 CASES |= {
     "svd.atoms.as_latents": lambda on: atoms.as_latents(on(X)),
     "svd.atoms.decompose": lambda on: svd.decompose(on(X)),
@@ -106,6 +133,8 @@ CASES |= {
     "svd.edits.shifted": shifted,
     "svd.edits.shift_ways": shift_ways,
     "svd.edits.prompt_ways": prompt_ways,
+    "svd.comparison.compare": compare,
+    "svd.comparison.committed": committed,
     "svd.mixing.match_noise": lambda on: svd.match_noise(*pixel(on), 900, 500),
     "svd.mixing.latent_pair": latent_pair,
     "svd.mixing.integrate_full_core": lambda on: mixing.integrate_full_core(on(X), on(Z), k=2),
@@ -132,6 +161,15 @@ CASES |= {
     "svd.properties.pattern_ranks": lambda on: properties.pattern_ranks(on(X), on(PATTERN)),
     "svd.properties.first_rank_time": lambda on: properties.first_rank_time(on(RANKS), [9, 1]),
     "svd.properties.crossing": lambda on: [properties.crossing(on(RANKS), [9, 1])],
+    "svd.properties.crossed": lambda on: properties.crossed(on(RANKS), [9, 1]),
+    "svd.properties.rank_order": lambda on: properties.rank_order(on(RANKS), [9, 1]),
+    "svd.properties.followed": lambda on: properties.followed(
+        on(torch.stack([X, Z, X + Z])),
+        {"a": (on(X), on(Z))},
+        {"a": on(X[:, 0, 0, 0] > -9)},
+        ALPHAS,
+        seed=0,
+    ),
     "svd.properties.signal": lambda on: properties.signal(on(X)),
 }
 
@@ -140,7 +178,11 @@ EXCEPTIONS |= {
     "svd.atoms.random_distance": "numbers in, two numbers out",
     "svd.mixing.cosine_basis": "a number in; `atom_pair` moves the basis",
     "svd.properties.times": "numbers in, numbers out",
-    "svd.properties.sign_flip_p": "takes a sequence of numbers",
+    "svd.properties.planted_overlaps": "numbers in, numbers out",
+    "svd.comparison.Entry": "a record of what the caller gives",
+    "svd.comparison.swept": "takes records of numbers",
+    "svd.comparison.prices": "takes records of numbers",
+    "svd.comparison.lead": "takes arrays of numbers",
 }
 IMAGES = "images to look at and to score come out on the CPU, as the file says"
 ON_CPU |= {
@@ -148,4 +190,6 @@ ON_CPU |= {
     "svd.edits.shifted": IMAGES,
     "svd.edits.shift_ways": IMAGES,
     "svd.edits.prompt_ways": IMAGES,
+    "svd.comparison.compare": IMAGES,
+    "svd.comparison.committed": IMAGES,
 }

@@ -102,6 +102,48 @@ def test_half_of_the_faces_decide_the_crossing():
     assert properties.crossing(torch.from_numpy(ranks[:1]), [900]) == -1
 
 
+def test_the_error_of_a_crossing_holds_the_spread_of_faces_and_the_grid():
+    grid = [900, 800, 700, 600]
+    alike = torch.tensor([[9.0], [9.0], [1.0], [1.0]]).expand(4, 6)
+    time, error = properties.crossed(alike, grid)
+    assert time == 0.7 and error == pytest.approx(0.1 / 12**0.5)  # uniform within a step
+    mixed = torch.where(torch.arange(6) < 3, alike, 1.0)
+    assert properties.crossed(mixed, grid)[1] > 0.05
+
+
+def test_rank_order_is_that_of_a_rising_atom():
+    ranks = torch.tensor([[9.0, 1.0, 3.0], [5.0, 2.0, 3.0], [1.0, 3.0, 3.0]])
+    assert properties.rank_order(ranks, [3, 2, 1]).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_followed_attributes_are_found_where_they_are_planted():
+    pattern = 60 * torch.outer(draw(16, seed=5), draw(16, seed=6)).expand(6, 2, 16, 16)
+    pattern = pattern / torch.linalg.matrix_norm(pattern, keepdim=True) * 40
+    bare, alphas = 0.1 * draw(6, 2, 16, 16), [0.01, 0.5, 0.9]
+    path = properties.straight_path(bare + pattern, draw(6, 2, 16, 16, seed=1), [*alphas, 1.0])
+    own = {"a": torch.arange(6) < 4}
+    ranks = properties.followed(path, {"a": (bare, bare + pattern)}, own, alphas, seed=0)
+    assert {k: r["a"].shape[1] for k, r in ranks.items()} == {"drawn": 4, "noised": 6, "without": 6}
+    assert (ranks["drawn"]["a"][-1] == 1).all() and (ranks["noised"]["a"][-1] == 1).all()
+    assert ranks["without"]["a"][-1].mean() > 3
+    lacking = {"a": own["a"] & False}
+    none = properties.followed(path, {"a": (bare, bare + pattern)}, lacking, alphas, seed=0)
+    assert none["drawn"]["a"].shape == (2, 1)
+
+
+def test_planted_vectors_are_found_as_the_law_says():
+    found = properties.planted_overlaps(32, (0.3, 2.0, 5.0), 100, seed=1)
+    law = atoms.bbp_overlap((0.3, 2.0, 5.0)).numpy()
+    assert found.shape == (3, 100) and np.abs(found.mean(1) - law).max() < 0.12
+
+
+def test_moves_alike_are_the_same_in_all_channels():
+    x = draw(2, 3, 8, 8)
+    moved = properties.random_move(x, 0.1, seed=1, alike=True) - x
+    unit = moved / torch.linalg.matrix_norm(moved, keepdim=True)
+    assert torch.allclose(unit[:, 0], unit[:, 2]) and not torch.allclose(unit[0], unit[1])
+
+
 def test_a_scrambled_pattern_keeps_its_strength_and_leaves_its_place():
     pattern = draw(2, 3, 8, 8)
     moved = properties.scrambled(pattern, seed=1)
