@@ -118,7 +118,6 @@ EXCEPTIONS |= {name: DRAWN for name in public_calls() if name.startswith("faces.
 EXCEPTIONS |= {
     "faces.avatars.to_float": "from an array to a tensor of the CPU",
     "faces.attributes.named": "a name in, a record out",
-    "faces.attributes.at_gain": "takes records of numbers",
     "faces.attributes.spread": "a number of the rendered faces, measured on the CPU",
     "faces.captions.caption": DRAWN,
     "faces.captions.captions": DRAWN,
