@@ -200,15 +200,14 @@ def features(images: Tensor) -> Tensor:
     return load("b", device=images.device).pooled(images)
 
 
-def unit_layers(network: Judge, images: Tensor) -> list[Tensor]:
-    """Feature maps f / |f|, normalised over channels at every position."""
-    return [f * (f.square().sum(1, keepdim=True) + 1e-10).rsqrt() for f in network.layers(images)]
-
-
 def raw_distance(network: Judge, a: Tensor, b: Tensor) -> Tensor:
-    """Σ over layers of the mean over positions of |f_a − f_b|², (n,): not yet normalised."""
-    pairs = zip(unit_layers(network, a), unit_layers(network, b), strict=True)
-    return sum((x - y).square().sum(1).mean((1, 2)) for x, y in pairs)
+    """Σ over layers of the mean over positions of |f_a − f_b|², (n,): not yet normalised.
+
+    f: feature maps divided by their norm over channels at every position.
+    """
+    unit = lambda f: f * (f.square().sum(1, keepdim=True) + 1e-10).rsqrt()  # noqa: E731
+    pairs = zip(network.layers(a), network.layers(b), strict=True)
+    return sum((unit(x) - unit(y)).square().sum(1).mean((1, 2)) for x, y in pairs)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ def compare(
     shift: tuple[hspace.Delta, int],
     score: Callable[[Tensor, Tensor], dict],
     *,
-    n: int,
     k: int,
     weights: Sequence[float],
     omega: float,
@@ -46,21 +45,20 @@ def compare(
 ) -> dict[str, dict[float, tuple[dict, Tensor]]]:
     """{method: {weight: (scores, images)}}; weight 0 is the unedited face.
 
-    ends: trajectories (steps + 1, m, ...) of source and target by inversion, m > n: the first n are
-    edited, the others are what PCA atoms know. shift: Δh and its sign; at weight w the ways by Δh
-    have strength 2 w. score(images, plain) -> {name: (n,)}, plain the images without the method's
-    edit. "unedited" and "target" stand at weight `omega` alone.
+    ends: trajectories (steps + 1, n, ...) of source and target by inversion. shift: Δh and its
+    sign; at weight w the ways by Δh have strength 2 w. score(images, plain) -> {name: (n,)}, plain
+    the images without the method's edit. "unedited" and "target" stand at weight `omega` alone.
     """
     (source, target), (delta, sign), row = ends, shift, entry.row
-    x, z = source[row, :n], target[row, :n]
+    x, z = source[row], target[row]
     plain, goal = entry.finish(x), entry.finish(z)
     start = score(plain, plain), plain
     rows = {"unedited": {omega: start}, "target": {omega: (score(goal, plain), goal)}}
-    for way, mix in edits.latent_ways(x, z, target[row, n:], k=k).items():
+    for way, mix in edits.latent_ways(x, z, k=k).items():
         images = {w: entry.finish(mix(w)) for w in weights}
         rows[way] = {0: start} | {w: (score(found, plain), found) for w, found in images.items()}
     own = {"steps": len(entry.times), "t": entry.times[row], "seed": seed, "cache": entry.cache}
-    shifts = edits.shift_ways(entry.generator, source[0, :n], x, plain, delta, **own)
+    shifts = edits.shift_ways(entry.generator, source[0], x, plain, delta, **own)
     for way, edit in shifts.items():
         without = edit(0) if way == "h-space" else plain  # its own way there and back
         images = {0: edit(0) if way == "restart" else without}

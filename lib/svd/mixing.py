@@ -17,7 +17,6 @@ from lib.diffusion.models import Generator
 from lib.diffusion.sampling import ddim, in_batches, nearest, spherical, time_grid, update
 from lib.intervals import Values
 from lib.svd.atoms import as_latents
-from lib.svd.avi import Bases, atom_pair
 
 
 def match_noise(
@@ -83,63 +82,24 @@ def latent_pair(
     return x, z
 
 
-def integrate_full_core(
-    x: Values, z: Values, *, k: int, omega: float = 0.5, keep_tail: bool = True
-) -> Tensor:
-    """The same with any 2k x 2k core in place of a diagonal, (..., h, w); a baseline.
-
-    y = P_Ũ ((1 - ω) x + ω z - tail) P_Ṽ + tail with the projectors P on the columns of Ũ and Ṽ, the
-    minimiser of ω ‖y - z‖² + (1 - ω) ‖y - x‖². Raises ValueError as `atom_pair`.
-    """
-    pair = atom_pair(x, z, k=k, keep_tail=keep_tail)
-    rows, columns = (side @ torch.linalg.pinv(side) for side in (pair.left, pair.right))
-    y = rows @ (torch.lerp(pair.x, pair.z, omega) - pair.tail) @ columns + pair.tail
-    return y.to(as_latents(x).dtype)
-
-
 def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") -> Tensor:
     """Latents between x and z, (n, ...), at `weight` from 0 (x) to 1 (z), the plain baselines.
 
-    "linear": (1 - w) x + w z; "rescaled": that, stretched per sample to the norm (1 - w) ‖x‖ +
-    w ‖z‖; "spherical": `sampling.spherical`. Raises ValueError for another path, unequal shapes, a
-    weight that is not finite, and where a path has no direction: "rescaled" if x and z cancel,
-    "spherical" between opposite latents or with one that is zero.
+    "linear": (1 - w) x + w z; "spherical": `sampling.spherical`. Raises ValueError for another
+    path, unequal shapes, a weight that is not finite, and for a spherical path between opposite
+    latents or from one that is zero.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
-    known = path in ("linear", "rescaled", "spherical")
-    if x.shape != z.shape or not known or not isfinite(weight):
+    if x.shape != z.shape or path not in ("linear", "spherical") or not isfinite(weight):
         raise ValueError(
             f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}, weight {weight}: give "
-            "equal shapes, 'linear', 'rescaled' or 'spherical', and a finite weight"
+            "equal shapes, 'linear' or 'spherical', and a finite weight"
         )
     if path == "spherical":
         return spherical(x, z, [weight])[:, 0]
-    a, b = x.double().flatten(1), z.double().flatten(1)
-    y = torch.lerp(a, b, weight)
-    if path == "linear":
-        return y.reshape(x.shape).to(x.dtype)
-    norms = [part.norm(dim=1, keepdim=True) for part in (a, b)]
-    length = y.norm(dim=1, keepdim=True)
-    if not bool((length > 1e-7 * sum(norms)).all() and (norms[0] * norms[1] > 0).all()):
-        raise ValueError(
-            f"'rescaled' at weight {weight} has no direction: a latent is zero, or two are "
-            "opposite; use 'linear'"
-        )
-    y = y * torch.lerp(*norms, weight) / length
-    return y.reshape(x.shape).to(x.dtype)
+    return torch.lerp(x.double(), z.double(), weight).to(x.dtype)
 
 
 def cosine_basis(n: int) -> Tensor:
     """Orthonormal cosines (DCT-II) as columns, (n, n) float64; a choice of `bases`."""
     return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=1))
-
-
-def principal_bases(latents: Values) -> Bases:
-    """Two-sided principal axes of many latents (..., h, w): bases (h, h) and (w, w), a choice.
-
-    Eigenvectors of the mean of X Xᵀ and of Xᵀ X, largest first, float64.
-    """
-    x = as_latents(latents).double()
-    flat = x.reshape(-1, *x.shape[-2:])
-    moments = ((flat @ flat.mT).mean(0), (flat.mT @ flat).mean(0))
-    return tuple(torch.linalg.eigh(moment).eigenvectors.flip(-1) for moment in moments)

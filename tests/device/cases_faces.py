@@ -33,7 +33,7 @@ def reachable(on):
 
 def raw(on):
     network = judge.load("b", device=on.device)
-    return judge.raw_distance(network, *two(on)), judge.unit_layers(network, two(on)[0])
+    return judge.raw_distance(network, *two(on))
 
 
 def said(on):
@@ -77,7 +77,6 @@ CASES |= {
     "faces.judge.attributes": lambda on: judge.attributes(two(on)[0]),
     "faces.judge.log_odds": lambda on: judge.log_odds(judge.logits(two(on)[0]), "hat", "yes"),
     "faces.judge.features": lambda on: judge.features(two(on)[0]),
-    "faces.judge.unit_layers": raw,
     "faces.judge.raw_distance": raw,
     "faces.judge.distance": lambda on: judge.distance(*two(on)),
     "faces.judge.frechet": lambda on: judge.frechet(*two(on)),

@@ -56,7 +56,7 @@ def prompt_ways(on):
 
 
 def latent_ways(on):
-    return {n: way(0.4) for n, way in edits.latent_ways(on(X), on(Z), on(X), k=2).items()}
+    return {n: way(0.4) for n, way in edits.latent_ways(on(X), on(Z), k=2).items()}
 
 
 def latent_pair(on):
@@ -79,7 +79,7 @@ def entry(on, own):
 def compare(on):
     own, z = pixel(on)
     path, score = on(torch.stack([z, z, z])), lambda a, b: {"off": (a - b).mean((1, 2, 3)).cpu()}
-    sizes = {"n": 1, "k": 2, "weights": (0.5,), "omega": 0.5}
+    sizes = {"k": 2, "weights": (0.5,), "omega": 0.5}
     ends, shift = (path, path.flip(1)), (delta(on), 1)
     rows = comparison.compare(entry(on, own), ends, shift, score, **sizes)
     return {way: [found[0]["off"] for found in row.values()] for way, row in rows.items()}
@@ -137,12 +137,8 @@ CASES |= {
     "svd.comparison.committed": committed,
     "svd.mixing.match_noise": lambda on: svd.match_noise(*pixel(on), 900, 500),
     "svd.mixing.latent_pair": latent_pair,
-    "svd.mixing.integrate_full_core": lambda on: mixing.integrate_full_core(on(X), on(Z), k=2),
     "svd.mixing.interpolate": lambda on: [
-        svd.interpolate(on(X), on(Z), 0.3, path=p) for p in ("linear", "rescaled", "spherical")
-    ],
-    "svd.mixing.principal_bases": lambda on: [
-        side @ side.mT for side in mixing.principal_bases(on(X))
+        svd.interpolate(on(X), on(Z), 0.3, path=p) for p in ("linear", "spherical")
     ],
     "svd.properties.trajectory": lambda on: properties.trajectory(
         pixel(on)[0], on(tiny().noise(2, 0)), **STEPS

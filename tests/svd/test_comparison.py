@@ -81,14 +81,14 @@ def test_at_weight_zero_every_method_is_the_unedited_face(at_work):
     def score(images, plain):
         return {"far": (images - plain).abs().amax((1, 2, 3)).numpy()}
 
-    sizes = {"n": 2, "k": 3, "weights": (1.0,), "omega": 1.0}
+    sizes = {"k": 3, "weights": (1.0,), "omega": 1.0}
     found = comparison.compare(entry, (path, other), (delta, -1), score, **sizes)
     far = {way: row[0][0]["far"].max() for way, row in found.items() if 0 in row}
     assert far.pop("restart") > 1e-3 and set(far.values()) == {0.0}
     goal = found["target"][1.0][1]
     assert torch.allclose(found["interpolation"][1.0][1], goal, atol=1e-5)
     own = {"steps": STEPS, "start": entry.times[3]}
-    turned = edits.shifted(entry.generator, path[3, :2], delta, -2.0, **own)
+    turned = edits.shifted(entry.generator, path[3], delta, -2.0, **own)
     assert torch.equal(found["switch"][1.0][1], turned)
 
 
