@@ -33,14 +33,12 @@ def renoised(clean: Tensor, alpha: float, *, seed: int) -> Tensor:
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise.to(clean)
 
 
-def latent_ways(x: Tensor, z: Tensor, others: Tensor, *, k: int) -> Ways:
+def latent_ways(x: Tensor, z: Tensor, *, k: int) -> Ways:
     """{way: weight -> latents} that mix x and z, (n, c, h, w); weight 0 the source, 1 the target.
 
-    AVI and its variants keep k atoms; others: latents (m, c, h, w) whose principal axes are the
-    atoms of "PCA atoms". Raises ValueError as `mixing.integrate`.
+    AVI keeps k atoms, "DCT atoms" k fixed products of cosines. Raises ValueError as `integrate`.
     """
     cosines = tuple(mixing.cosine_basis(side) for side in x.shape[-2:])
-    axes = mixing.principal_bases(others)
 
     def mixed(**options: object) -> Callable[[float], Tensor]:
         return lambda w: avi.integrate(x, z, k=k, weights=(w, 1 - w, 0.1, 0.1), **options)
@@ -48,11 +46,8 @@ def latent_ways(x: Tensor, z: Tensor, others: Tensor, *, k: int) -> Ways:
     return {
         "interpolation": lambda w: mixing.interpolate(x, z, w),
         "slerp": lambda w: mixing.interpolate(x, z, w, path="spherical"),
-        "rescaled": lambda w: mixing.interpolate(x, z, w, path="rescaled"),
         "AVI": mixed(),
-        "full core": lambda w: mixing.integrate_full_core(x, z, k=k, omega=w),
         "DCT atoms": mixed(bases=cosines),
-        "PCA atoms": mixed(bases=axes),
     }
 
 
@@ -128,11 +123,10 @@ def prompt_ways(
 ) -> dict[str, Tensor]:
     """Images of a text model by each way, {way: (n, c, h, w)}.
 
-    source, target: trajectories (steps + 1, n, ...) of the two `prompts` from one noise, as
-    `properties.trajectory` gives them, whose row `row` is at training time t. "AVI" (half of the
-    atoms) and "interpolation" enter at t and go on under the source prompt; "switch" goes on from
-    the source under the target prompt, "restart" too, from fresh noise. Raises ValueError for
-    trajectories of different shapes.
+    source, target: trajectories (steps + 1, n, ...) of the two `prompts` from one noise, by
+    `properties.trajectory`; their row `row` is at training time t. "AVI" (half of the atoms) and
+    "interpolation" enter at t and go on under the source prompt; "switch" goes on under the target
+    prompt, "restart" too, from fresh noise. Raises ValueError for trajectories of unequal shapes.
     """
     if source.shape != target.shape:
         raise ValueError(
