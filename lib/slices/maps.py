@@ -6,7 +6,7 @@ Neighbouring values of a map are not independent, so errors come from resampling
 from collections.abc import Callable
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -84,15 +84,11 @@ def smooth(values: Values, width: float, *, spacing: float) -> np.ndarray:
     return gaussian_filter(as_array(values), width / spacing, mode="nearest")
 
 
-def unit_ratio(estimate: Values, truth: Values) -> tuple[float, float]:
-    """Geometric mean of estimate / truth over two positive maps, and its spread as a factor."""
-    x, y = _maps(estimate, truth)
-    if min(x.min(), y.min()) <= 0:
-        raise ValueError(
-            "a ratio in the geometric mean needs positive maps; give traces of metrics"
-        )
-    logs = np.log(x / y)
-    return float(np.exp(logs.mean())), float(np.exp(logs.std()))
+def read(values: Values, at: Values) -> np.ndarray:
+    """A map (g, g) on the slice, bilinear at points (n, 2), (n,)."""
+    values = as_array(values)
+    places = as_array(at).T * (len(values) - 1)
+    return map_coordinates(values, places, order=1, mode="nearest")
 
 
 def _maps(*maps: Values) -> list[np.ndarray]:
