@@ -116,20 +116,19 @@ def fit_block(
     latents: Tensor,
     *,
     t_edit: float,
-    direct: bool = False,
     layer: str = MIDDLE,
     checkpoint: Path | None = None,
     **settings: object,
 ) -> Fit:
     """f_t of one attribute from the model's own samples of `latents`, as values for a cache.
 
-    `block_of` makes the Δh of it. direct: Δh_t itself as parameters, one per edited step, in place
-    of the network at `layer`. settings: those of `trained.train` that differ from `SETTINGS`.
+    `block_of` makes the Δh of it. layer: where it is trained. settings: those of `trained.train`
+    that differ from `SETTINGS`.
     """
     begin = time.perf_counter()
     direction = text_direction(name, device=generator.device)
     chosen = {"t_edit": t_edit, "checkpoint": checkpoint, **SETTINGS, **settings}
-    block = _block(generator, direct, layer, chosen["steps"], t_edit)
+    block = trained.DeltaBlock(generator, layer=layer)
     history = trained.train(generator, block, latents, encode, direction, **chosen)
     return Fit(dict(block.state_dict()), history, time.perf_counter() - begin)
 
@@ -138,25 +137,15 @@ def block_of(
     generator: models.Generator,
     fit: Fit,
     *,
-    direct: bool = False,
     layer: str = MIDDLE,
     steps: int = 20,
     t_edit: float,
 ) -> nn.Module:
-    """The f_t, or the direct Δh_t, of a finished training."""
-    block = _block(generator, direct, layer, steps, t_edit)
+    """The f_t of a finished training."""
+    block = trained.DeltaBlock(generator, layer=layer)
     block.load_state_dict(fit.state)
     block.t_edit, block.trained_steps = t_edit, steps
     return block.eval().requires_grad_(False)
-
-
-def _block(
-    generator: models.Generator, direct: bool, layer: str, steps: int, t_edit: float
-) -> nn.Module:
-    if not direct:
-        return trained.DeltaBlock(generator, layer=layer)
-    times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)]
-    return trained.DirectDelta(generator, times[::-1])
 
 
 def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
@@ -264,31 +253,20 @@ def main(arguments: list[str] | None = None) -> None:
     generator = models.load(chosen.model)
     size = generator.image_shape[1]
     faces = avatars.to_float(avatars.load("held-out", 32, size=size).images)
-    curves = schedule.curves(generator, faces, attributes.distance, steps=50)
+    t_edit = schedule.t_edit(schedule.curves(generator, faces, attributes.distance, steps=50))
     known = avatars.to_float(avatars.load("held-out", chosen.images, size=size, pink=False).images)
     chosen.out.mkdir(parents=True, exist_ok=True)
     familiar.save(generator, familiar.reference(generator, known), chosen.out / "familiar.json")
+    noise = generator.noise(chosen.images, 10_000)
     for name in chosen.names:
         file = chosen.out / f"{name.replace(' ', '-')}.safetensors"
-        fit = _train_file(generator, name, file, chosen.images, schedule.t_edit(curves))
+        partial = file.with_suffix(".partial.safetensors")  # of a training that was stopped
+        fit = fit_block(generator, name, noise, t_edit=t_edit, checkpoint=partial)
+        block = block_of(generator, fit, t_edit=t_edit)
+        trained.save(block, file, attribute=name, t_edit=t_edit, **SETTINGS)
+        partial.unlink(missing_ok=True)
         cosine = fit.history[-1]["cosine"]
-        print(
-            f"{name}: cosine {cosine:.3f}, {fit.seconds:.0f} s, written to {file.name} "
-            f"({file.stat().st_size / 1e6:.2f} MB)",
-            flush=True,
-        )
-
-
-def _train_file(
-    generator: models.Generator, name: str, file: Path, images: int, t_edit: int
-) -> Fit:
-    """Train one f_t into `file`, going on where a stopped training left its partial file."""
-    partial, noise = file.with_suffix(".partial.safetensors"), generator.noise(images, 10_000)
-    fit = fit_block(generator, name, noise, t_edit=t_edit, checkpoint=partial)
-    block = block_of(generator, fit, t_edit=t_edit)
-    trained.save(block, file, attribute=name, t_edit=t_edit, **SETTINGS)
-    partial.unlink(missing_ok=True)
-    return fit
+        print(f"{name}: cosine {cosine:.3f}, {fit.seconds:.0f} s, {file.name}", flush=True)
 
 
 if __name__ == "__main__":
