@@ -35,7 +35,7 @@ SLIDER = Template(
     """<figure style="--frame: $start; width: ${width}px; max-width: 100%">
 <div style="aspect-ratio: $width / $height; overflow: hidden"><img src="data:image/png;base64,$png"
 alt="$alt" style="width: 100%; max-width: none; margin: 0; display: block;
-transform: translateY(calc(var(--frame) * -100% / $n))"></div>
+image-rendering: pixelated; transform: translateY(calc(var(--frame) * -100% / $n))"></div>
 <label style="display: flex; gap: 1em"><input type="range" style="flex: 1" min="0" max="$last"
 value="$start" data-labels="$labels" oninput="
 const shown = JSON.parse(this.dataset.labels)[this.value];
@@ -184,11 +184,13 @@ def _provenance() -> dict:
     }
 
 
-def slider(frames: np.ndarray, labels: Sequence[str], *, alt: str, start: int = 0) -> None:
+def slider(
+    frames: np.ndarray, labels: Sequence[str], *, alt: str, start: int = 0, scale: int = 1
+) -> None:
     """Show frames (n, h, w, 3) uint8 one at a time, under a slider that needs no kernel.
 
     The frames are one tall picture behind a window; the slider moves it. `labels` name the frames,
-    `start` is the one that is seen before anything moves.
+    `start` is the one that is seen before anything moves, `scale` the size of a pixel.
 
     Raises:
         ValueError: for frames of another shape or type, or labels that are not one a frame.
@@ -214,7 +216,8 @@ def slider(frames: np.ndarray, labels: Sequence[str], *, alt: str, start: int = 
         "first": html.escape(labels[start]),
         "last": len(frames) - 1,
     }
-    numbers = {"n": len(frames), "start": start, "width": width, "height": height}
+    numbers = {"n": len(frames), "start": start, "width": scale * width}
+    numbers["height"] = scale * height
     display(HTML(SLIDER.substitute(fields | numbers)))
 
 

@@ -165,7 +165,9 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
     size = check_count("size", size, 3, LARGEST_TRANSFER)
     # from 20 on the next terms are exp(-4 beta) < 2e-35 of the limit, and smaller ones underflow
     flat = np.minimum(beta, 20.0).ravel()
-    curvature = np.array([_curvature(_trace_series(b, 0.0, size, CURVATURE), size**2) for b in flat])
+    curvature = np.array(
+        [_curvature(_trace_series(b, 0.0, size, CURVATURE), size**2) for b in flat]
+    )
     return curvature.reshape(beta.shape)[()]
 
 
