@@ -9,7 +9,6 @@ from lib.geometry import (
     boxes,
     checks,
     descent,
-    divergence,
     geodesics,
     graphs,
     grids,
@@ -165,25 +164,6 @@ def aligned_field(on):
     return there(on(FEW)), alignment
 
 
-def slope_at_estimate(on):
-    shape = networks.TangentPotential([-1, -1], [1, 1], 16.0, pieces=6)
-    estimate = networks.PatternEstimate(512, 2, 16.0, hidden=4)
-    network = on(networks.SlopeAtEstimate(shape.config, estimate.config))
-    return network(on(SPINS))
-
-
-def pattern_estimate(on):
-    network, counts = on(networks.PatternEstimate(512, 2, 16.0, hidden=4)), on(SPINS)
-    counts = networks.window_counts(counts)
-    network.standardise(counts)
-    return network(counts)
-
-
-def tangent(on):
-    network = on(networks.TangentPotential([-1, -1], [1, 1], 16.0, pieces=6))
-    return network(on(FEW)), network.gradient(network.rescale(on(FEW)))
-
-
 def aligned(on):
     found = potential.align_affine(on(phi(T) + T[:, 0]), on(phi(T)), on(T), scale=True)
     values = found(on(phi(T)), on(T)), found.gradient(on(T)), found.hessian(on(g(T)))
@@ -227,12 +207,6 @@ CASES |= {
     "geometry.checks.check_positive": lambda on: [checks.check_positive(g(on(T)), on(T)) is None],
     "geometry.descent.Descent": descent_of,
     "geometry.descent.Best": best,
-    "geometry.divergence.fit_divergence": lambda on: fitted(
-        divergence.fit_divergence(
-            on(SPINS), on(T), box=on(BOX), steps=20, points=16, pieces=4, batch=8
-        ),
-        on,
-    ),
     "geometry.geodesics.geodesic": lambda on: (
         geodesics.geodesic(g, *on(ENDS), points=5, box=on(BOX)),
         geodesics.geodesic(table(on), *on(ENDS), points=5),
@@ -278,9 +252,7 @@ CASES |= {
     ),
     "geometry.metric.volume_element": lambda on: metric.volume_element(g(on(FEW))),
     "geometry.metric.metric_slope": lambda on: metric.metric_slope(g, on(FEW)),
-    "geometry.metric.metric_jet": lambda on: metric.metric_jet(g, on(FEW)),
     "geometry.metric.check_graph": lambda on: [metric.check_graph(g(on(FEW)), on(FEW)) is None],
-    "geometry.metric.scalar_curvature": lambda on: metric.scalar_curvature(g, on(FEW)),
     "geometry.metric.hessian_scalar_curvature": lambda on: metric.hessian_scalar_curvature(
         phi, on(FEW)
     ),
@@ -294,14 +266,11 @@ CASES |= {
     "geometry.networks.FreePotential": lambda on: on(
         networks.FreePotential([-1, -1], [1, 1], 16.0, width=4)
     )(on(FEW)),
-    "geometry.networks.TangentPotential": tangent,
     "geometry.networks.check_windows": lambda on: [networks.check_windows(on(SPINS)) is None],
     "geometry.networks.window_counts": lambda on: networks.window_counts(on(SPINS)),
     "geometry.networks.LocalStatistic": lambda on: on(networks.LocalStatistic(2, 2, True))(
         networks.window_counts(on(SPINS))
     ),
-    "geometry.networks.PatternEstimate": pattern_estimate,
-    "geometry.networks.SlopeAtEstimate": slope_at_estimate,
     "geometry.networks.BundleNetwork": lambda on: on(
         networks.BundleNetwork(1, 4, width=4, periodic=True, places=2)
     )(on(BUNDLES)),
@@ -366,7 +335,6 @@ FIT = "a part of a fit that is made on the CPU and moved, `reweight` or `fit_swa
 EXCEPTIONS |= {
     "geometry.boxes.cell_centres": NUMBERS,
     "geometry.boxes.cells": NUMBERS,
-    "geometry.boxes.kronecker": NUMBERS,
     "geometry.checks.require_whole": NUMBERS,
     "geometry.descent.progress": "a bar",
     "geometry.reweighting.label_cells": FIT,
@@ -379,7 +347,6 @@ EXCEPTIONS |= {
 DESCENTS |= {
     "geometry.baselines.posterior_mean",
     "geometry.baselines.vae_components",
-    "geometry.divergence.fit_divergence",
     "geometry.posterior.Posterior",
     "geometry.posterior.fit",
     "geometry.potential.Fit",

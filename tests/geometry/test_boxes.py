@@ -15,16 +15,6 @@ def test_cells_are_indexed_first_coordinate_first():
     torch.testing.assert_close(boxes.cells(3).view(3, 3, 2), (grid.double() + 0.5) / 3)
 
 
-def test_the_points_are_spread_evenly_also_in_a_thin_strip():
-    points = boxes.kronecker(1000, 2)
-    assert len(points[:, 0].unique()) == len(points[:, 1].unique()) == 1000
-    for low in np.linspace(0, 0.98, 50):
-        inside = (points[:, 0] >= low) & (points[:, 0] < low + 0.02)
-        assert abs(int(inside.sum()) - 20) <= 3
-    golden = (np.sqrt(5) - 1) / 2
-    np.testing.assert_allclose(boxes.kronecker(4, 1)[:, 0], np.arange(4) * golden % 1)
-
-
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_the_grid_of_a_box_holds_the_centres_of_equal_cells(d):
     box = np.array([[-2.0, -1.0, 10.0], [2.0, 3.0, 11.0]])[:, :d]
