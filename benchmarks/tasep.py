@@ -105,7 +105,13 @@ def main() -> list[dict]:
             "< 1",
             memory < 1,
         ),
-        _row("TASEP: draws and one fit by swaps, 15,000 chains of 4,096 sites", fit, "s", "< 60", fit < 60),
+        _row(
+            "TASEP: draws and one fit by swaps, 15,000 chains of 4,096 sites",
+            fit,
+            "s",
+            "< 60",
+            fit < 60,
+        ),
         _row(f"TASEP: {many}, {threads} threads", pairs, "s", "< 60", pairs < 60),
         _row(
             f"TASEP: {chain} against {start}, burn-in of three relaxation times N^1.5 / 3.578"

@@ -285,7 +285,10 @@ def test_scalar_curvature_of_known_families_in_any_affine_coordinates():
     t, a = draw(10, 0.5, 1.2), torch.tensor([[1.0, 2.0], [-0.5, 0.7]], dtype=F64)
     for potential, exact in ((categorical, 0.5), (poisson, 0.0), (normal_potential, -1.0)):
         expected = torch.full((10,), exact, dtype=F64)
-        for candidate, s in ((potential, t), (lambda s, f=potential: f(s @ a.T), t @ a.inverse().T)):
+        for candidate, s in (
+            (potential, t),
+            (lambda s, f=potential: f(s @ a.T), t @ a.inverse().T),
+        ):
             r = hessian_scalar_curvature(candidate, s)
             torch.testing.assert_close(r, expected, rtol=0, atol=1e-9)
 

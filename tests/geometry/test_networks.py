@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lib.geometry import boxes, posterior
-from lib.geometry.metric import fisher_metric
 from lib.geometry.networks import (
     BundleNetwork,
     ConvexPotential,
