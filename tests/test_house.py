@@ -40,7 +40,6 @@ KEPT = {  # reached by tests alone, and why
     "lib.faces.avatars.render": "oracle: one face by the drawing library itself",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
-    "lib.geometry.lengths.curve_energy": "a contract: what geodesics make as small as they can",
     "lib.geometry.metric.hessian_scalar_curvature": "closed form of the curvature of a Hessian",
     "lib.kit.cache.key": "a contract: what decides whether a kept result is taken",
     "lib.physics.ising_onsager.onsager_free_energy": "a contract, and oracle of the samplers",

@@ -252,20 +252,14 @@ def hessian_scalar_curvature(potential: Potential, t: Values) -> Tensor:
     return torch.einsum("biklm,bil,bkm->b", product - product.mT, inverse, inverse)
 
 
-def hessianity_defect(metric: Metric, t: Values, *, pooled: bool = False) -> Tensor:
-    """How far a metric is from being a Hessian in the given coordinates, between 0 and 1.
+def hessianity_defect(metric: Metric, t: Values) -> Tensor:
+    """How far a metric is from being a Hessian in the given coordinates, (n,), between 0 and 1.
 
     A metric is locally a Hessian iff ∂_k g_ij is symmetric in all indices (for d = 2:
     ∂_β g_αα = ∂_α g_αβ and ∂_α g_ββ = ∂_β g_αβ). The defect is ‖A‖ / ‖∂g‖ in the Frobenius norm,
     A_ijk = ½(∂_k g_ij − ∂_i g_kj); it is zero where ∂g vanishes.
-
-    Returns:
-        (n,), or with `pooled` one number, the ratio of root mean squares over all points, which
-        flat regions do not dominate.
     """
     dg = metric_slope(metric, t)[1]
     violation = ((dg - dg.transpose(1, 3)) / 2).square().flatten(1).sum(1)
     size = dg.square().flatten(1).sum(1)
-    if pooled:
-        violation, size = violation.sum(), size.sum()
     return (violation / torch.where(size > 0, size, 1)).sqrt()

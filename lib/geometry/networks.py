@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from lib.geometry.boxes import cells
 from lib.geometry.checks import Values, as_tensor, occupied
@@ -192,12 +192,8 @@ class BundleNetwork(nn.Module):
     expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
     nats and is wanted to a tenth of one, which takes the depth of b.
 
-    Where something lies it sees by the edge of the lattice alone, and on a torus not at all. If the
-    place is what tells parameters apart, as in an image, take the means over places² equal parts.
-
     channels: of one sample. width: of the first convolution; later ones are twice as wide.
-    periodic: the lattice is a torus, whose bonds across the edge count as well. places: parts per
-    axis that are averaged apart.
+    periodic: the lattice is a torus, whose bonds across the edge count as well.
     Source: Lobashev et al. 2025, section 3, has a U²-Net of 44 M parameters in this place.
     """
 
@@ -209,19 +205,18 @@ class BundleNetwork(nn.Module):
         width: int = 16,
         depth: int = 2,
         periodic: bool = False,
-        places: int = 1,
         seed: int = 0,
     ):
         super().__init__()
         self.config = dict(channels=channels, grid=grid, width=width, depth=depth)
-        self.config |= dict(periodic=periodic, places=places, seed=seed)
+        self.config |= dict(periodic=periodic, seed=seed)
         sizes = [channels, width, *[2 * width] * (depth - 1)]
         edge = "circular" if periodic else "zeros"
         with seeded(seed):
             self.convolutions = nn.ModuleList(
                 nn.Conv2d(i, o, 3, padding=1, padding_mode=edge) for i, o in pairwise(sizes)
             )
-            self.a = perceptron(sum(sizes) * places**2, 96, 96)
+            self.a = perceptron(sum(sizes), 96, 96)
             self.b = perceptron(2, 96, 96, 96, 96)
         self.register_buffer("cells", 2 * cells(grid).float() - 1)
 
@@ -229,13 +224,10 @@ class BundleNetwork(nn.Module):
         """Logits of the maps."""
         members = bundles.unflatten(1, (-1, self.config["channels"]))
         x = members.flatten(0, 1)
-        means = [self._averaged(x)]
+        means = [x.mean((2, 3))]
         for convolution in self.convolutions:
             x = silu(convolution(x))
-            means.append(self._averaged(x))
+            means.append(x.mean((2, 3)))
         f = torch.cat(means, 1).unflatten(0, members.shape[:2]).mean(1)
         grid = self.config["grid"]
         return (self.a(f) @ self.b(self.cells).T).view(-1, grid, grid)
-
-    def _averaged(self, x: Tensor) -> Tensor:
-        return adaptive_avg_pool2d(x, self.config["places"]).flatten(1)

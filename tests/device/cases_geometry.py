@@ -237,7 +237,6 @@ CASES |= {
     "geometry.lengths.in_own_precision": lambda on: lengths.in_own_precision(
         on(NET).float(), on(FEW)
     )[0](on(FEW)),
-    "geometry.lengths.curve_energy": lambda on: lengths.curve_energy(g, on(CURVE)),
     "geometry.lengths.curve_length": lambda on: lengths.curve_length(g, on(CURVE)),
     "geometry.lengths.equidistant": lambda on: lengths.equidistant(g, on(CURVE), 5),
     "geometry.lengths.bends": lambda on: lengths.bends(*lifted(on)),
@@ -272,7 +271,7 @@ CASES |= {
         networks.window_counts(on(SPINS))
     ),
     "geometry.networks.BundleNetwork": lambda on: on(
-        networks.BundleNetwork(1, 4, width=4, periodic=True, places=2)
+        networks.BundleNetwork(1, 4, width=4, periodic=True)
     )(on(BUNDLES)),
     "geometry.posterior.Posterior": trained_posterior,
     "geometry.posterior.fit": trained_posterior,
@@ -322,9 +321,7 @@ CASES |= {
     ),
     "geometry.theorems.posterior_convergence": convergence,
     "geometry.two_step.fit_posteriors": lambda on: fitted(
-        two_step.fit_posteriors(
-            on(MAPS), on(T), box=on(BOX), steps=6, batch=16, width=6, centroid=True
-        ),
+        two_step.fit_posteriors(on(MAPS), on(T), box=on(BOX), steps=6, batch=16, width=6),
         on,
     ),
     "geometry.two_step.centroids": lambda on: two_step.centroids(on(MAPS), on(BOX)),

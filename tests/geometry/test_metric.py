@@ -303,7 +303,6 @@ def test_the_hessianity_defect_is_zero_for_hessians_and_exact_for_a_known_metric
 
     half = torch.full((20,), math.sqrt(0.5), dtype=F64)
     torch.testing.assert_close(hessianity_defect(leaning, t), half)
-    torch.testing.assert_close(hessianity_defect(leaning, t, pooled=True), half[0])
 
 
 def test_a_tabulated_metric_keeps_its_nodes_and_their_order():

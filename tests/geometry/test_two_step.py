@@ -77,21 +77,6 @@ def test_perfect_maps_give_back_log_z_and_its_hessian():
     assert fit.history["held_out"][-1] < 1e-3 < math.log(2)
 
 
-def test_the_centroid_term_changes_the_path_and_not_the_answer():
-    t = uniform(600)
-    maps = exact_maps(categorical, t, 20, 40)
-    fits = [
-        fit_posteriors(maps, t, box=BOX, count=40, steps=500, centroid=c) for c in (False, True)
-    ]
-    places = centres(12)
-    with torch.no_grad():
-        values = [fit.potential(places) for fit in fits]
-    assert not torch.allclose(*values)
-    exact = categorical(places)
-    for value in values:
-        assert rms(align_affine(value, exact, places)(value, places) - exact) < 8e-3
-
-
 def test_the_count_turns_the_potential_of_a_bundle_into_that_of_a_sample():
     t = uniform(400)
     maps = exact_maps(categorical, t, 16, 30)
