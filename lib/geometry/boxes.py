@@ -72,12 +72,6 @@ def mesh(box: Tensor, fractions: Tensor) -> Tensor:
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
-def lattice(box: Values, points: int) -> Tensor:
-    """points^d equally spaced points of the box, its faces included, float64 (points^d, d)."""
-    box = as_box(box)
-    return mesh(box, torch.linspace(0, 1, points, dtype=torch.float64).expand(box.shape[1], -1))
-
-
 def centres(box: Values, grid: int) -> Tensor:
     """Centres of grid^d equal cells of the box, float64 (grid^d, d)."""
     box = as_box(box)

@@ -185,15 +185,12 @@ CASES |= {
     "geometry.baselines.posterior_mean": lambda on: baselines.posterior_mean(
         on(SPINS), on(T), steps=4
     ),
-    "geometry.baselines.vae_components": lambda on: baselines.vae_components(
-        on(SPINS), 1, latent=2, steps=4, batch=8, hidden=8
-    ),
+    "geometry.baselines.vae_components": lambda on: baselines.vae_components(on(SPINS), steps=4),
     "geometry.boxes.as_box": lambda on: boxes.as_box(on(BOX)),
     "geometry.boxes.in_box": lambda on: boxes.in_box(on(T), BOX),
     "geometry.boxes.warn_uneven": lambda on: [boxes.warn_uneven(on(T), on(BOX)) is None],
     "geometry.boxes.unit_square": lambda on: boxes.unit_square(on(T), BOX),
     "geometry.boxes.mesh": lambda on: boxes.mesh(on(BOX), torch.tensor([[0.0, 1], [0.5, 1]])),
-    "geometry.boxes.lattice": lambda on: boxes.lattice(on(BOX), 3),
     "geometry.boxes.centres": lambda on: boxes.centres(on(BOX), 3),
     "geometry.boxes.box_grid": lambda on: boxes.box_grid(on(BOX), 3),
     "geometry.boxes.uniform_box": lambda on: boxes.uniform_box(on(BOX), 3, 0),

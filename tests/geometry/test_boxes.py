@@ -22,9 +22,6 @@ def test_the_grid_of_a_box_holds_the_centres_of_equal_cells(d):
     exact = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, d)
     np.testing.assert_allclose(boxes.box_grid(box, 4), exact, rtol=1e-14)
     torch.testing.assert_close(boxes.centres(box, 4), torch.from_numpy(exact))
-    lattice = boxes.lattice(box, 3)
-    assert torch.equal(lattice[[0, -1]], torch.from_numpy(box)) and len(lattice) == 3**d
-    torch.testing.assert_close(lattice.mean(0), torch.from_numpy(box.mean(0)))
 
 
 def test_uniform_points_fill_the_box_and_follow_the_seed():

@@ -5,40 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import BOX, F64, SIGMA, centres, gaussian_maps, hessian, rms, uniform
 from torch import nn
 
 from lib.geometry import posterior
 from lib.geometry.boxes import cells, unit_square
 from lib.geometry.networks import BundleNetwork
 from lib.geometry.two_step import centroids, fit_posteriors
-
-F64 = torch.float64
-BOX = torch.tensor([[-2.0, -1.0], [2.0, 3.0]], dtype=F64)
-SIGMA = torch.tensor([0.5, 0.9], dtype=F64)  # deviation of the exact Gaussian posterior in t
-
-
-def uniform(n, box=BOX, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return box[0] + (box[1] - box[0]) * torch.rand(n, 2, dtype=F64, generator=generator)
-
-
-def centres(grid, box=BOX):
-    return box[0] + (box[1] - box[0]) * cells(grid)
-
-
-def gaussian_maps(t, grid, box=BOX, sigma=SIGMA):
-    """Exact posterior of a Gaussian with known deviations, over the cells."""
-    distance = ((t[:, None] - centres(grid, box)) / sigma).square().sum(2)
-    return (-distance / 2).softmax(1).view(-1, grid, grid)
-
-
-def hessian(potential, t):
-    return torch.func.vmap(torch.func.hessian(lambda s: potential(s[None])[0]))(t).detach()
-
-
-def rms(x):
-    return x.square().mean().sqrt().item()
-
 
 # The feature route
 
