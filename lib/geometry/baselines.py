@@ -16,6 +16,8 @@ from lib.geometry.checks import Values, as_tensor, float64, occupied, require_fi
 from lib.geometry.descent import Descent
 from lib.geometry.networks import LocalStatistic, perceptron, seeded, window_counts
 
+LATENT, HIDDEN = 8, 128  # numbers of the autoencoder's code, and of its hidden units
+
 
 class Statistic(NamedTuple):
     """values: (n, d) float64, one row per sample. parameters: weights of the network behind."""
@@ -47,36 +49,25 @@ def posterior_mean(
     def loss(rows: Tensor) -> Tensor:
         return (network(counts[rows]) - target[rows]).square().sum(1).mean()
 
-    _descend(loss, network, len(counts), 512, steps, seed, 2e-2)
+    _descend(loss, network, len(counts), steps, seed, 2e-2)
     with torch.no_grad():
         return Statistic(network(counts).double() * unit + centre, _size(network))
 
 
-def vae_components(
-    samples: Values,
-    components: int = 2,
-    *,
-    latent: int = 8,
-    seed: int = 0,
-    steps: int = 1000,
-    batch: int = 256,
-    hidden: int = 128,
-) -> Statistic:
-    """PCA-VAE: leading principal components of the latent means of a variational autoencoder.
+def vae_components(samples: Values, *, seed: int = 0, steps: int = 1000) -> Statistic:
+    """PCA-VAE: two leading principal components of the means of a variational autoencoder.
 
     Perceptrons both ways, Bernoulli sites, standard normal prior; labels are never seen.
-    samples: (n, ...), two-valued. Raises ValueError for more components than latent numbers.
+    samples: (n, ...), two-valued.
     Source: Walker, Tam, Jarrell, Sci. Rep. 10, 13047 (2020), as cited by the paper.
     """
-    if not 1 <= components <= latent:
-        raise ValueError(f"components={components}, latent={latent}: allowed is 1 to latent")
-    require_whole(1, steps=steps, batch=batch, hidden=hidden)
+    require_whole(1, steps=steps)
     require_whole(0, seed=seed)
     x = occupied(as_tensor(samples, "samples")).flatten(1).float()
     with seeded(seed):
-        encoder = perceptron(x.shape[1], hidden, 2 * latent)
+        encoder = perceptron(x.shape[1], HIDDEN, 2 * LATENT)
     with seeded(seed + 1):
-        decoder = perceptron(latent, hidden, x.shape[1])
+        decoder = perceptron(LATENT, HIDDEN, x.shape[1])
     both = nn.ModuleList([encoder, decoder]).to(x.device)
     generator = torch.Generator().manual_seed(seed)
 
@@ -87,11 +78,11 @@ def vae_components(
         misfit = binary_cross_entropy_with_logits(logits, x[rows], reduction="none").sum(1)
         return (misfit + (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2).mean()
 
-    _descend(loss, both, len(x), batch, steps, seed, 3e-3)
+    _descend(loss, both, len(x), steps, seed, 3e-3, batch=256)
     with torch.no_grad():
-        mean = encoder(x)[:, :latent].double()
+        mean = encoder(x)[:, :LATENT].double()
     mean = mean - mean.mean(0)
-    axes = torch.linalg.svd(mean, full_matrices=False).Vh[:components]
+    axes = torch.linalg.svd(mean, full_matrices=False).Vh[:2]
     return Statistic(mean @ axes.T, _size(both))
 
 
@@ -99,10 +90,10 @@ def _descend(
     loss: Callable[[Tensor], Tensor],
     network: nn.Module,
     n: int,
-    batch: int,
     steps: int,
     seed: int,
     rate: float,
+    batch: int = 512,
 ) -> None:
     """Descend the loss of random batches of n rows."""
     generator = torch.Generator().manual_seed(seed)

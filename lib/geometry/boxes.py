@@ -4,7 +4,6 @@ A box is (2, d), its lower corner first. Points of a product come first coordina
 `indexing="ij"` and `map.flatten()` have it.
 """
 
-import math
 import warnings
 
 import numpy as np
@@ -73,12 +72,6 @@ def mesh(box: Tensor, fractions: Tensor) -> Tensor:
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
-def lattice(box: Values, points: int) -> Tensor:
-    """points^d equally spaced points of the box, its faces included, float64 (points^d, d)."""
-    box = as_box(box)
-    return mesh(box, torch.linspace(0, 1, points, dtype=torch.float64).expand(box.shape[1], -1))
-
-
 def centres(box: Values, grid: int) -> Tensor:
     """Centres of grid^d equal cells of the box, float64 (grid^d, d)."""
     box = as_box(box)
@@ -106,15 +99,3 @@ def uniform_box(box: Values, n: int, seed: int) -> np.ndarray:
     require_whole(0, n=n, seed=seed)
     low, high = as_box(box).numpy(force=True)
     return np.random.default_rng(seed).uniform(low, high, (n, len(low)))
-
-
-def kronecker(points: int, d: int) -> Tensor:
-    """Evenly spread points k (1/γ, …, 1/γ^d) mod 1 of the unit cube, (points, d) float64.
-
-    γ > 1 solves γ^{d+1} = γ + 1, the golden ratio for d = 1. Source: Roberts (2018).
-    """
-    ratio = 2.0
-    for _ in range(64):
-        ratio = (1 + ratio) ** (1 / (d + 1))
-    steps = torch.tensor([math.pow(ratio, -j) for j in range(1, d + 1)], dtype=torch.float64)
-    return (torch.arange(points, dtype=torch.float64)[:, None] * steps) % 1

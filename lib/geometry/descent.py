@@ -12,10 +12,7 @@ from tqdm.auto import tqdm
 
 
 class Descent:
-    """Adam whose rate rises over a share of the steps and falls to nothing in the others.
-
-    optimizer, schedule: their states are all that a run taken up again needs beside the weights.
-    """
+    """Adam whose rate rises over a share of the steps and falls to nothing in the others."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], rate: float, steps: int, rise: float = 0.1
@@ -32,13 +29,12 @@ class Descent:
         watch: Callable[[int], None] | None = None,
         *,
         bar: tqdm | None = None,
-        done: int = 0,
     ) -> None:
         """Descend loss(step), steps counted from one; `watch(step)` is called ten times.
 
-        bar: advanced with each step. done: steps made by an earlier run.
+        bar: advanced with each step.
         """
-        for step in range(done + 1, self.steps + 1):
+        for step in range(1, self.steps + 1):
             self.optimizer.zero_grad()
             loss(step).backward()
             self.optimizer.step()
@@ -77,9 +73,9 @@ class Best:
         return {name: np.array(values) for name, values in self.history.items()}
 
 
-def progress(label: str, total: int, done: int = 0) -> tqdm:
+def progress(label: str, total: int) -> tqdm:
     """A bar that is silent where nobody watches and gone when it is full."""
-    return tqdm(total=total, initial=done, desc=label, disable=None, leave=False)
+    return tqdm(total=total, desc=label, disable=None, leave=False)
 
 
 @contextlib.contextmanager

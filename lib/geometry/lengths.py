@@ -1,8 +1,8 @@
-"""Length and energy of continuous polylines under a metric, by adaptive quadrature.
+"""Length of continuous polylines under a metric, by adaptive quadrature.
 
-A segment x_k + u v_k, 0 <= u <= 1, has speed s(u) = √(v_kᵀ g(x_k + u v_k) v_k), length ∫ s du and
-energy ∫ s² du. Every segment is cut into panels, and a panel is halved until Kronrod's rule of
-seven points and the Gauss rule of three inside it agree, so that no segment steps over a ridge.
+A segment x_k + u v_k, 0 <= u <= 1, has speed s(u) = √(v_kᵀ g(x_k + u v_k) v_k) and length
+∫ s du. Every segment is cut into panels, and a panel is halved until Kronrod's rule of seven
+points and the Gauss rule of three inside it agree, so that no segment steps over a ridge.
 Before that no panel is longer than 1 / SCAN of its curve in coordinates: what can still be missed
 is a feature that falls between the nodes, narrower than about a thousandth of the curve.
 """
@@ -42,7 +42,6 @@ class Panels:
     left: Tensor  # (p,)
     width: Tensor  # (p,)
     length: Tensor  # (p,), infinite where the metric is not finite and positive
-    energy: Tensor  # (p,), ∫ s² du
     error: Tensor  # (p,), of the length
 
     def per_segment(self, values: Tensor, x: Tensor) -> Tensor:
@@ -112,12 +111,10 @@ def _squares(metric: Metric, x: Tensor, segment: Tensor, u: Tensor) -> Tensor:
 
 
 def _integrate(metric: Metric, x: Tensor, segment: Tensor, left: Tensor, width: Tensor) -> Panels:
-    square = _squares(metric, x, segment, left[:, None] + width[:, None] * NODES.to(x))
-    speed = square.sqrt()
+    speed = _squares(metric, x, segment, left[:, None] + width[:, None] * NODES.to(x)).sqrt()
     length = width * (speed @ WEIGHTS.to(x))
     error = (length - width * (speed[:, 1::2] @ GAUSS_WEIGHTS.to(x))).abs()
-    energy = width * (square @ WEIGHTS.to(x))
-    return Panels(segment, left, width, length, energy, torch.nan_to_num(error, nan=torch.inf))
+    return Panels(segment, left, width, length, torch.nan_to_num(error, nan=torch.inf))
 
 
 def measure(
@@ -197,13 +194,6 @@ def in_own_precision(
         except RuntimeError:
             raise error from None
     return lambda s: function(s.to(given)).double(), value
-
-
-def curve_energy(metric: Metric, curves: Values) -> Tensor:
-    """Energy N Σ_k ∫ s² du of polylines (b, points, d) of N segments, (b,); at least length²."""
-    x = as_curves(curves)
-    found = measure(in_double(metric, x[:1, 0]), x)[2]
-    return (x.shape[1] - 1) * found.per_segment(found.energy, x).sum(1)
 
 
 def curve_length(metric: Metric, curves: Values) -> Tensor:

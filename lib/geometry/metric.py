@@ -193,30 +193,12 @@ def metric_slope(metric: Metric, t: Values) -> tuple[Tensor, Tensor]:
     if hasattr(metric, "jet"):
         return metric.jet(t)[:2]
     with torch.enable_grad():
-        g, first = _slope(metric, t.detach().requires_grad_(True))
-    return g.detach(), first.detach().reshape(*g.shape, -1)
-
-
-def metric_jet(metric: Metric, t: Values) -> tuple[Tensor, Tensor, Tensor]:
-    """g and ∂g as `metric_slope`, and ∂²g (n, d, d, d, d) with both derivative axes last."""
-    t = as_points(t)
-    if hasattr(metric, "jet"):
-        return metric.jet(t)
-    with torch.enable_grad():
         s = t.detach().requires_grad_(True)
-        g, first = _slope(metric, s)
-        second = torch.stack([_gradient(c, s) for c in first.flatten(1).unbind(1)], 1).detach()
-    first = first.detach().reshape(*g.shape, -1)
-    return g.detach(), first, second.reshape(*first.shape, -1)
-
-
-def _slope(metric: Metric, t: Tensor) -> tuple[Tensor, Tensor]:
-    """g and ∂g (n, d², d) with their graph, checked."""
-    g = metric(t)
-    check_graph(g, t)
-    first = torch.stack([_gradient(c, t) for c in g.flatten(1).unbind(1)], 1)
-    _check_slope(metric, t.detach(), first.detach())
-    return g, first
+        g = metric(s)
+        check_graph(g, s)
+        first = torch.stack([_gradient(c, s) for c in g.flatten(1).unbind(1)], 1)
+    _check_slope(metric, s.detach(), first)
+    return g.detach(), first.reshape(*g.shape, -1)
 
 
 def check_graph(g: Tensor, t: Tensor) -> None:
@@ -251,73 +233,33 @@ def _check_slope(metric: Metric, t: Tensor, first: Tensor) -> None:
 
 
 def _gradient(values: Tensor, t: Tensor) -> Tensor:
-    """Row-wise gradient that keeps its graph; zero where values do not depend on t."""
+    """Row-wise gradient without a graph; zero where values do not depend on t."""
     if not values.requires_grad:
         return torch.zeros_like(t)
-    return torch.autograd.grad(values.sum(), t, create_graph=True, materialize_grads=True)[0]
-
-
-def scalar_curvature(metric: Metric, t: Values) -> Tensor:
-    """Scalar curvature R = g^{il} g^{km} R_{iklm}, (n,): twice the Gaussian curvature for d = 2.
-
-    R_{iklm} = ½(∂_k∂_l g_im + ∂_i∂_m g_kl − ∂_k∂_m g_il − ∂_i∂_l g_km)
-             + g_np (Γ^n_kl Γ^p_im − Γ^n_km Γ^p_il)
-    (Landau and Lifshitz, The Classical Theory of Fields, Eq. 92.1); +2 on the unit sphere.
-    """
-    g, dg, ddg = metric_jet(metric, t)
-    inverse = torch.linalg.inv(g)
-    # ddg[i, j, k, l] = ∂_k ∂_l g_ij
-    linear = (
-        torch.einsum("nimkl->niklm", ddg)
-        + torch.einsum("nklim->niklm", ddg)
-        - torch.einsum("nilkm->niklm", ddg)
-        - torch.einsum("nkmil->niklm", ddg)
-    ) / 2
-    lower = (torch.einsum("nikl->nikl", dg) + torch.einsum("nilk->nikl", dg) - _last_first(dg)) / 2
-    return _contract(linear + _christoffel_square(inverse, lower), inverse)
+    return torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)[0]
 
 
 def hessian_scalar_curvature(potential: Potential, t: Values) -> Tensor:
-    """Scalar curvature of a Hessian metric from third derivatives alone, (n,).
+    """Scalar curvature R of a Hessian metric from third derivatives alone, (n,).
 
-    With T = ∇³ log Z the Christoffel symbols are T/2 and all second derivatives of g cancel:
-    R_{iklm} = ¼ g^{np} (T_nkl T_pim − T_nkm T_pil). A second route to `scalar_curvature`.
+    With T = ∇³ log Z the Christoffel symbols are T/2, all second derivatives of g cancel, and
+    R = g^{il} g^{km} R_{iklm}, R_{iklm} = ¼ g^{np} (T_nkl T_pim − T_nkm T_pil) (Landau and
+    Lifshitz, The Classical Theory of Fields, Eq. 92.1); twice the Gaussian curvature for d = 2.
     """
     g, third = metric_slope(lambda s: fisher_metric(potential, s), t)
     inverse = torch.linalg.inv(g)
-    return _contract(_christoffel_square(inverse, third / 2), inverse)
+    product = torch.einsum("bnp,bnkl,bpim->biklm", inverse, third, third) / 4
+    return torch.einsum("biklm,bil,bkm->b", product - product.mT, inverse, inverse)
 
 
-def _last_first(dg: Tensor) -> Tensor:
-    """∂_i g_kl from ∂_k g_ij, indexed (i, k, l)."""
-    return torch.einsum("nkli->nikl", dg)
-
-
-def _christoffel_square(inverse: Tensor, lower: Tensor) -> Tensor:
-    """g^{np} (Γ_{n,kl} Γ_{p,im} − Γ_{n,km} Γ_{p,il}), with `lower` = Γ_{n,kl}."""
-    product = torch.einsum("bnp,bnkl,bpim->biklm", inverse, lower, lower)
-    return product - product.transpose(3, 4)
-
-
-def _contract(riemann: Tensor, inverse: Tensor) -> Tensor:
-    """R = g^{il} g^{km} R_{iklm}."""
-    return torch.einsum("biklm,bil,bkm->b", riemann, inverse, inverse)
-
-
-def hessianity_defect(metric: Metric, t: Values, *, pooled: bool = False) -> Tensor:
-    """How far a metric is from being a Hessian in the given coordinates, between 0 and 1.
+def hessianity_defect(metric: Metric, t: Values) -> Tensor:
+    """How far a metric is from being a Hessian in the given coordinates, (n,), between 0 and 1.
 
     A metric is locally a Hessian iff ∂_k g_ij is symmetric in all indices (for d = 2:
     ∂_β g_αα = ∂_α g_αβ and ∂_α g_ββ = ∂_β g_αβ). The defect is ‖A‖ / ‖∂g‖ in the Frobenius norm,
     A_ijk = ½(∂_k g_ij − ∂_i g_kj); it is zero where ∂g vanishes.
-
-    Returns:
-        (n,), or with `pooled` one number, the ratio of root mean squares over all points, which
-        flat regions do not dominate.
     """
     dg = metric_slope(metric, t)[1]
     violation = ((dg - dg.transpose(1, 3)) / 2).square().flatten(1).sum(1)
     size = dg.square().flatten(1).sum(1)
-    if pooled:
-        violation, size = violation.sum(), size.sum()
     return (violation / torch.where(size > 0, size, 1)).sqrt()

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, silu, softplus
+from torch.nn.functional import silu, softplus
 
-from lib.geometry.boxes import cells, kronecker
+from lib.geometry.boxes import cells
 from lib.geometry.checks import Values, as_tensor, occupied
 
 
@@ -118,48 +118,6 @@ class FreePotential(PotentialNetwork):
         return self.layers(s)[:, 0]
 
 
-class TangentPotential(PotentialNetwork):
-    """Smooth convex φ: R^d → R, a soft maximum of planes: log Z of a site with k states.
-
-    With s the input rescaled to [−1, 1]^d, φ = scale · τ log Σ_k exp((⟨a_k, s⟩ + b_k) / τ); its
-    slope is a mean of the a_k. A phase is a plane or a row of planes, a border where one takes over
-    from another, as sharp as τ; that φ ignores a coordinate takes no fine cancellation.
-
-    pieces: planes; they start as tangents of |s|², and τ so that neighbours overlap.
-    Source: Calafiore, Gaubert, Possieri, Log-sum-exp neural networks (2019).
-    """
-
-    def __init__(
-        self, lower: Values, upper: Values, scale: float, pieces: int = 100, seed: int = 0
-    ):
-        super().__init__(lower, upper, scale, seed, pieces=pieces)
-        d, generator = len(self.centre), torch.Generator().manual_seed(seed)
-        shift = torch.rand(d, generator=generator)
-        touching = 2 * ((kronecker(pieces, d).float() + shift) % 1) - 1
-        self.slope = nn.Parameter(torch.empty_like(touching))
-        self.height = nn.Parameter(torch.empty(pieces))
-        self.touch(touching)
-        self.log_softness = nn.Parameter(torch.tensor(4 / pieces ** (2 / d)).log())
-
-    @torch.no_grad()
-    def touch(self, s: Tensor, bend: float = 1.0) -> None:
-        """Make the planes the tangents of bend · |s|² at the given points, (pieces, d)."""
-        self.slope.copy_(2 * bend * s)
-        self.height.copy_(-bend * s.square().sum(1))
-
-    def exponents(self, s: Tensor) -> Tensor:
-        """(⟨a_k, s⟩ + b_k) / τ at rescaled inputs s, (n, pieces)."""
-        return (s @ self.slope.T + self.height) / self.log_softness.exp()
-
-    def per_site(self, s: Tensor) -> Tensor:
-        """φ / scale at rescaled inputs s of shape (n, d), shape (n,)."""
-        return self.log_softness.exp() * self.exponents(s).logsumexp(1)
-
-    def gradient(self, s: Tensor) -> Tensor:
-        """∇φ / scale in rescaled coordinates, (n, d)."""
-        return self.exponents(s).softmax(1) @ self.slope
-
-
 def check_windows(samples: Tensor) -> None:
     """Refuse what has no local windows: neither chains nor lattices, or too short ones."""
     if samples.ndim not in (2, 3) or min(samples.shape[1:]) < 3:
@@ -221,60 +179,6 @@ class LocalStatistic(nn.Module):
         return self.gain.exp() * f
 
 
-class PatternEstimate(nn.Module):
-    """Window counts (n, k) to θ̂ in rescaled coordinates and the logarithm of its variance.
-
-    A perceptron on the standardised logarithms of the counts and of the odds of an occupied site:
-    in a phase of independent sites these are θ itself.
-    """
-
-    def __init__(self, windows: int, d: int, sites: float, seed: int = 0, hidden: int = 64):
-        super().__init__()
-        self.config = dict(windows=windows, d=d, sites=sites, seed=seed, hidden=hidden)
-        states = (torch.arange(windows)[:, None] >> torch.arange(windows.bit_length() - 1)) & 1
-        self.register_buffer("up", states.float().mean(1))
-        self.register_buffer("centre", torch.zeros(windows + 1))
-        self.register_buffer("unit", torch.ones(windows + 1))
-        with seeded(seed):
-            self.layers = perceptron(windows + 1, hidden, hidden, 2 * d)
-
-    def features(self, counts: Tensor) -> Tensor:
-        """Logarithms, with one window spread evenly against empty counts."""
-        spread = 1 / (self.config["sites"] * self.config["windows"])
-        up = counts @ self.up
-        odds = torch.log((up + spread) / (1 - up + spread))
-        return torch.cat([(counts + spread).log(), odds[:, None]], 1)
-
-    def standardise(self, counts: Tensor) -> None:
-        """Take centre and unit of the features from the data."""
-        features = self.features(counts)
-        self.centre.copy_(features.mean(0))
-        self.unit.copy_(features.std(0) + 1e-6)
-
-    def forward(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """θ̂ (n, d) and log v (n, d)."""
-        features = (self.features(counts) - self.centre) / self.unit
-        return self.layers(features).chunk(2, 1)
-
-
-class SlopeAtEstimate(nn.Module):
-    """The statistic f/sites = ∇φ(θ̂(x))/sites in rescaled coordinates, from samples."""
-
-    def __init__(self, potential: dict, estimate: dict):
-        super().__init__()
-        self.config = dict(potential=potential, estimate=estimate)
-        self.potential = TangentPotential(**potential)
-        self.estimate = PatternEstimate(**estimate)
-
-    def slope(self, counts: Tensor) -> Tensor:
-        """∇φ per site at the estimate of each row of window counts, (n, d)."""
-        return self.potential.gradient(self.estimate(counts)[0].to(self.potential.slope.dtype))
-
-    def forward(self, samples: Tensor) -> Tensor:
-        """f/sites (n, d) of samples."""
-        return self.slope(window_counts(samples))
-
-
 class BundleNetwork(nn.Module):
     """Bundles (n, K · channels, h, w) to logits Σ_k a_k(f̄) b_k(t) over the cells, (n, g, g).
 
@@ -288,12 +192,8 @@ class BundleNetwork(nn.Module):
     expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
     nats and is wanted to a tenth of one, which takes the depth of b.
 
-    Where something lies it sees by the edge of the lattice alone, and on a torus not at all. If the
-    place is what tells parameters apart, as in an image, take the means over places² equal parts.
-
     channels: of one sample. width: of the first convolution; later ones are twice as wide.
-    periodic: the lattice is a torus, whose bonds across the edge count as well. places: parts per
-    axis that are averaged apart.
+    periodic: the lattice is a torus, whose bonds across the edge count as well.
     Source: Lobashev et al. 2025, section 3, has a U²-Net of 44 M parameters in this place.
     """
 
@@ -305,19 +205,18 @@ class BundleNetwork(nn.Module):
         width: int = 16,
         depth: int = 2,
         periodic: bool = False,
-        places: int = 1,
         seed: int = 0,
     ):
         super().__init__()
         self.config = dict(channels=channels, grid=grid, width=width, depth=depth)
-        self.config |= dict(periodic=periodic, places=places, seed=seed)
+        self.config |= dict(periodic=periodic, seed=seed)
         sizes = [channels, width, *[2 * width] * (depth - 1)]
         edge = "circular" if periodic else "zeros"
         with seeded(seed):
             self.convolutions = nn.ModuleList(
                 nn.Conv2d(i, o, 3, padding=1, padding_mode=edge) for i, o in pairwise(sizes)
             )
-            self.a = perceptron(sum(sizes) * places**2, 96, 96)
+            self.a = perceptron(sum(sizes), 96, 96)
             self.b = perceptron(2, 96, 96, 96, 96)
         self.register_buffer("cells", 2 * cells(grid).float() - 1)
 
@@ -325,13 +224,10 @@ class BundleNetwork(nn.Module):
         """Logits of the maps."""
         members = bundles.unflatten(1, (-1, self.config["channels"]))
         x = members.flatten(0, 1)
-        means = [self._averaged(x)]
+        means = [x.mean((2, 3))]
         for convolution in self.convolutions:
             x = silu(convolution(x))
-            means.append(self._averaged(x))
+            means.append(x.mean((2, 3)))
         f = torch.cat(means, 1).unflatten(0, members.shape[:2]).mean(1)
         grid = self.config["grid"]
         return (self.a(f) @ self.b(self.cells).T).view(-1, grid, grid)
-
-    def _averaged(self, x: Tensor) -> Tensor:
-        return adaptive_avg_pool2d(x, self.config["places"]).flatten(1)

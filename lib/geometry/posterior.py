@@ -6,11 +6,7 @@ take the prior to be uniform in the box.
 """
 
 import math
-import os
-import pickle
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,7 +78,6 @@ def fit(
     steps: int = 1000,
     batch: int = 64,
     rate: float = 3e-3,
-    checkpoint: str | os.PathLike | None = None,
 ) -> Posterior:
     """Train a network to map a bundle of samples to the posterior of its parameter.
 
@@ -97,10 +92,8 @@ def fit(
     bump: width in units of the box; the paper has 1/50 (Ising) and 1/150 (TASEP), None is one cell.
     network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider
     `BundleNetwork`; a copy is trained, in mixed precision and compiled where there is a GPU.
-    checkpoint: a file that is written ten times during training and taken up if it exists.
     Raises ValueError on samples outside the box, lengths that differ, chains that fill no square,
-    a bundle larger than its neighbourhood, fewer samples than two neighbourhoods, or a checkpoint
-    that is unreadable or of another training.
+    a bundle larger than its neighbourhood, or fewer samples than two neighbourhoods.
     Source: Lobashev et al. 2025, section 3; sizes from the released code.
     """
     samples, t, box = as_tensor(samples, "samples"), as_tensor(t, "t"), as_box(box)
@@ -117,10 +110,9 @@ def fit(
     history = {"step": [], "held_out": []}
     watched = parts[1].draw(bundle, np.random.default_rng(seed))
     network = trainable(network, parts[1].stack(watched[:4]), (grid, grid))
-    settings |= dict(box=box.tolist(), network=str(network), data=_checksum(samples[:99], t))
     posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
     with subnormals_flushed():
-        _train(posterior, *parts, settings, checkpoint)
+        _train(posterior, *parts, settings)
     network.eval()
     return posterior
 
@@ -167,19 +159,12 @@ class _Part:
         return _bumps(self.u[members], grid, bump).mean(1).float().to(self.planes.device)
 
 
-def _train(
-    posterior: Posterior,
-    training: _Part,
-    held_out: _Part,
-    settings: dict,
-    checkpoint: str | os.PathLike | None,
-) -> None:
-    """Each step draws from its own generator, so a descent can be taken up again."""
+def _train(posterior: Posterior, training: _Part, held_out: _Part, settings: dict) -> None:
+    """Descend the cross-entropy; each step draws from its own generator."""
     network, steps, seed = posterior.network, settings["steps"], settings["seed"]
     on_gpu = training.planes.is_cuda
     forward = torch.compile(network) if on_gpu else network
     descent = Descent(network.parameters(), settings["rate"], steps)
-    state = {"network": network, "optimizer": descent.optimizer, "schedule": descent.schedule}
     watched = held_out.draw(posterior.bundle, np.random.default_rng(seed))[:1024]
 
     def loss(part: _Part, members: Tensor) -> Tensor:
@@ -200,52 +185,10 @@ def _train(
         posterior.history["step"].append(step)
         posterior.history["held_out"].append(nats)
         network.train()
-        _save(checkpoint, step, state, posterior.history, settings)
 
-    done = _resume(checkpoint, state, posterior.history, settings)
     network.train()
-    with progress("posterior", steps, done) as bar:
-        descent.run(drawn_loss, watch, bar=bar, done=done)
-
-
-def _save(
-    checkpoint: str | os.PathLike | None, step: int, state: dict, history: dict, settings: dict
-) -> None:
-    """Everything a later run needs, under a temporary name first."""
-    if checkpoint is None:
-        return
-    temporary = Path(f"{checkpoint}.partial")
-    whole = {name: part.state_dict() for name, part in state.items()}
-    torch.save({**whole, "step": step, "history": history, "settings": settings}, temporary)
-    os.replace(temporary, checkpoint)
-
-
-def _checksum(*tensors: Tensor) -> int:
-    """Tells one data set from another."""
-    return zlib.crc32(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors))
-
-
-def _resume(
-    checkpoint: str | os.PathLike | None, state: dict, history: dict, settings: dict
-) -> int:
-    """Steps done by an earlier run, its state put in place."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return 0
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        other = {name: saved["settings"][name] for name in settings}
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"checkpoint {checkpoint} is unreadable; delete it: {error}") from error
-    changed = [name for name in settings if other[name] != settings[name]]
-    if changed:
-        raise ValueError(
-            f"checkpoint {checkpoint} was written with other values of {', '.join(changed)}; give "
-            "another file or the same settings and data"
-        )
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    history.update(saved["history"])
-    return saved["step"]
+    with progress("posterior", steps) as bar:
+        descent.run(drawn_loss, watch, bar=bar)
 
 
 def from_features(
@@ -256,8 +199,6 @@ def from_features(
     grid: int,
     density: bool = True,
     count: float = 1.0,
-    unit_norm: bool = False,
-    queries: Values | None = None,
 ) -> Tensor:
     """Posterior maps from distances of features, assuming them Gaussian, E(x) ~ N(μ(t), I).
 
@@ -270,9 +211,7 @@ def from_features(
     the unit is a choice. t: (n, 2) in the caller's units. box: (2, 2). grid: cells per axis.
     density: divide the sampling density out, a uniform prior; False keeps it as the prior.
     count: N; below one it is a temperature, for features sharper than the grid can show.
-    unit_norm: give every feature length one first, as is usual for CLIP.
-    queries: (m, F) features whose maps are wanted, by default those of the samples.
-    Returns (m, g, g) in the precision of the features, at least single.
+    Returns (n, g, g) in the precision of the features, at least single.
     Raises ValueError on features of zero length or not finite, lengths that differ, samples outside
     the box, count <= 0, and fewer samples than cells can use (over half of the cells empty).
     Source: Lobashev et al. 2025, Eq. 18-19; the regression is ours.
@@ -280,24 +219,17 @@ def from_features(
     require_whole(2, grid=grid)
     if not count > 0:
         raise ValueError(f"count={count}; give a positive number")
-    features, u = _features(features, unit_norm), unit_square(t, box)
-    queries = features if queries is None else _features(queries, unit_norm)
-    if len(features) != len(u) or features.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"features {tuple(features.shape)}, t {tuple(u.shape)}, queries "
-            f"{tuple(queries.shape)}; give one feature per row of t, all of one length"
-        )
+    features, u = _features(features), unit_square(t, box)
+    if len(features) != len(u):
+        raise ValueError(f"{len(features)} features but {len(u)} rows of t; give one for each")
     mean, weight = _feature_surface(features, u.to(features), grid)
     prior = 0 if density else weight.log()
-    maps = features.new_empty(len(queries), grid, grid)
-    for start in range(0, len(queries), ROWS):
-        block = queries[start : start + ROWS]
-        log = prior - count / 2 * torch.cdist(block, mean).square()
-        maps[start : start + ROWS] = log.softmax(1).view(-1, grid, grid)
-    return maps
+    distances = (torch.cdist(block, mean).square() for block in features.split(ROWS))
+    maps = torch.cat([(prior - count / 2 * square).softmax(1) for square in distances])
+    return maps.view(-1, grid, grid)
 
 
-def _features(features: Values, unit_norm: bool) -> Tensor:
+def _features(features: Values) -> Tensor:
     """Checked features, as floats."""
     features = as_tensor(features, "features")
     features = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -308,7 +240,7 @@ def _features(features: Values, unit_norm: bool) -> Tensor:
             f"features has shape {tuple(features.shape)} and norm {length[bad].item()} in row "
             f"{bad}; give (n, F), each row finite and not zero (a zero row is a failed embedding)"
         )
-    return features / length[:, None] if unit_norm else features
+    return features
 
 
 def _feature_surface(features: Tensor, u: Tensor, grid: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib.geometry.boxes import in_box, lattice, mesh, warn_uneven
+from lib.geometry.boxes import in_box, mesh, warn_uneven
 from lib.geometry.checks import (
     Natural,
     Potential,
@@ -351,7 +351,8 @@ def labelled(samples: Values, t: Values, box: Values) -> tuple[Tensor, Tensor, T
 def region(natural: Natural, box: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest natural coordinates over a lattice of the box, (d,) each."""
     d = box.shape[1]
-    theta = mapped(natural, lattice(box, max(2, min(33, int(MOST_NODES ** (1 / d))))))
+    side = torch.linspace(0, 1, max(2, min(33, int(MOST_NODES ** (1 / d)))), dtype=box.dtype)
+    theta = mapped(natural, mesh(box, side.expand(d, -1)))
     first, last = theta.amin(0), theta.amax(0)
     if not (last > first).all():
         still = (last <= first).nonzero().flatten().tolist()

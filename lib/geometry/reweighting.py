@@ -31,6 +31,7 @@ from lib.geometry.checks import (
 
 STEPS = 60
 SWEEPS = 10
+ROWS = 256  # of θ at once, beside all the statistics
 
 
 class Reweighted(nn.Module):
@@ -47,15 +48,21 @@ class Reweighted(nn.Module):
 
     def forward(self, theta: Values) -> Tensor:
         """φ at θ (n, d), shape (n,), float64."""
-        return torch.logsumexp(float64(theta, "theta") @ self.statistics.T + self.log_weights, 1)
+        blocks = float64(theta, "theta").split(ROWS)
+        return torch.cat([torch.logsumexp(self._logs(block), 1) for block in blocks])
+
+    def _logs(self, theta: Tensor) -> Tensor:
+        """log w_n + ⟨θ, f_n⟩, (n, S)."""
+        return theta @ self.statistics.T + self.log_weights
 
     def moments(self, theta: Values) -> tuple[Tensor, Tensor, Tensor]:
         """φ (n,), its gradient, the mean of f (n, d), and Hessian, the covariance (n, d, d)."""
         theta, f = float64(theta, "theta"), self.statistics
         parts = []
-        for block in theta.split(256):
-            log = block @ f.T + self.log_weights
-            p, mean = log.softmax(1), log.softmax(1) @ f
+        for block in theta.split(ROWS):
+            log = self._logs(block)
+            p = log.softmax(1)
+            mean = p @ f
             square = (p @ (f[:, :, None] * f[:, None]).flatten(1)).unflatten(1, (f.shape[1],) * 2)
             parts.append((log.logsumexp(1), mean, square - mean[:, :, None] * mean[:, None]))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))

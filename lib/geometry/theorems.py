@@ -61,7 +61,6 @@ def posterior_convergence(
     *,
     box: Values,
     claimed: Potential | None = None,
-    counts: Values | None = None,
     grid: int = 64,
     least: int = 1,
 ) -> Convergence:
@@ -78,15 +77,15 @@ def posterior_convergence(
 
     potential: exact φ = log Z in natural coordinates, (n, d) -> (n,). statistics: (repeats, N_max,
     d), f of independent samples drawn at t0. t0: (d,). box: (2, d), t0 inside. claimed: the φ that
-    D is made of, by default the same. counts: N to evaluate, by default powers of two up to N_max.
-    grid: cells per axis. least: smallest N in the fitted slope.
-    Raises ValueError on shapes that disagree, counts beyond N_max or too few.
+    D is made of, by default the same. grid: cells per axis. least: smallest N in the fitted slope;
+    N are the powers of two up to N_max. Raises ValueError on shapes that disagree and fewer than
+    two N.
     Source: Lobashev et al. 2025, Theorem 3.1; the rate is ours.
     """
     require_whole(2, grid=grid)
     statistics = float64(statistics, "statistics")
     t0, box = (part.to(statistics.device) for part in (float64(t0, "t0"), as_box(box)))
-    counts = _counts(statistics, t0, box, counts, least)
+    counts = _counts(statistics, t0, box, least)
     t, sums = centres(box, grid), statistics.cumsum(1)
     exact = torch.exp(-bregman(claimed or potential, t, t0[None]))
     spread = torch.linalg.inv(fisher_metric(potential, t0[None])[0]).diagonal().sqrt()
@@ -111,10 +110,8 @@ def posterior_convergence(
     return Convergence(counts, errors, found.value, (found.low, found.high))
 
 
-def _counts(
-    statistics: Tensor, t0: Tensor, box: Tensor, counts: Values | None, least: int
-) -> np.ndarray:
-    """Checked sample counts."""
+def _counts(statistics: Tensor, t0: Tensor, box: Tensor, least: int) -> np.ndarray:
+    """Powers of two up to the number of samples, the input checked."""
     d = len(t0) if t0.ndim == 1 else None
     if statistics.ndim != 3 or statistics.shape[2] != d or box.shape != (2, d):
         shapes = tuple(statistics.shape), tuple(t0.shape), tuple(box.shape)
@@ -123,13 +120,7 @@ def _counts(
         )
     if not ((t0 > box[0]) & (t0 < box[1])).all():
         raise ValueError(f"t0={t0.tolist()} is not inside the box {box.tolist()}")
-    most = statistics.shape[1]
-    if counts is None:
-        counts = 2 ** np.arange(most.bit_length())
-    counts = np.asarray(counts)
-    if counts.min() < 1 or counts.max() > most or len(np.unique(counts[counts >= least])) < 2:
-        raise ValueError(
-            f"counts={counts.tolist()}, least={least}; give two or more counts >= least, between 1 "
-            f"and the {most} samples there are"
-        )
+    counts = 2 ** np.arange(statistics.shape[1].bit_length())
+    if (counts >= least).sum() < 2:
+        raise ValueError(f"least={least} of {statistics.shape[1]} samples; give least <= N_max / 2")
     return counts

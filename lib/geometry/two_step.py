@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lib.geometry.boxes import as_box, cells, centres, in_box, unit_square
+from lib.geometry.boxes import as_box, centres, in_box, unit_square
 from lib.geometry.checks import Natural, Values, as_tensor, float64, mapped, require_whole
 from lib.geometry.descent import Best, Descent, progress, subnormals_flushed
 from lib.geometry.networks import ConvexPotential, FreePotential, PotentialNetwork
@@ -28,7 +28,6 @@ def fit_posteriors(
     box: Values,
     natural: Natural | None = None,
     count: float = 1.0,
-    centroid: bool = False,
     convex: bool = True,
     width: int = 32,
     steps: int = 1000,
@@ -50,8 +49,6 @@ def fit_posteriors(
     finite N a map is centred a posterior width away from it, the fit pays for that by blurring,
     and curvatures come out near 0.6 of the truth; `t=centroids(maps, box)` removes this bias.
     count: samples behind a map (its bundle), so that the result belongs to one sample.
-    centroid: add the distance of the centroids of map and model over √2, in the unit square, as
-    the released code does.
     convex: False fits a `FreePotential`, whose convexity is then a finding and no assumption.
     width: of the network.
     Returns a `Fit`; its history holds the Jensen-Shannon loss of a tenth of the maps, in nats, and
@@ -72,7 +69,7 @@ def fit_posteriors(
     sharpness = _inverse_variance(maps, 2 * (nodes - first) / (last - first) - 1)
     kind = ConvexPotential if convex else FreePotential
     phi = kind(first, last, sharpness / count, width, seed).to(t.device)
-    run = _Training(phi, maps, mapped(natural, t), nodes, count, centroid, batch, seed)
+    run = _Training(phi, maps, mapped(natural, t), nodes, count, batch, seed)
     with progress("fit_posteriors", steps) as bar, subnormals_flushed():
         descent = Descent(phi.parameters(), rate, steps)
         descent.run(lambda step: run.loss(step <= steps // 3), run.watch, bar=bar)
@@ -108,7 +105,6 @@ class _Training:
     theta: Tensor
     nodes: Tensor
     count: float
-    centroid: bool
     size: int
     seed: int
     best: Best = field(init=False)
@@ -118,8 +114,6 @@ class _Training:
         self.best = Best(self.phi)
         self.generator = torch.Generator().manual_seed(self.seed)
         shuffle = torch.randperm(len(self.theta), generator=self.generator)
-        grid = self.maps.shape[1]
-        self.places = cells(grid).to(self.maps)
         self.maps = self.maps.flatten(1)[shuffle]
         self.s = self.phi.rescale(self.theta)[shuffle]
         self.cells = self.phi.rescale(self.nodes)
@@ -144,17 +138,12 @@ class _Training:
         )
 
     def loss(self, warm: bool) -> Tensor:
-        """KL while warming up, then Jensen-Shannon, with the distance of the centroids if asked."""
+        """KL while warming up, then Jensen-Shannon."""
         rows = torch.randint(self.training, (self.size,), generator=self.generator)
         log_model = self.log_model(rows)
         if warm:
-            loss = -(self.maps[rows] * log_model).sum(1).mean()
-        else:
-            loss = self.divergence(rows, log_model)
-        if self.centroid:
-            apart = (self.maps[rows] - log_model.exp()) @ self.places
-            loss = loss + (apart.square().sum(1) + 1e-12).sqrt().mean() / math.sqrt(2)
-        return loss
+            return -(self.maps[rows] * log_model).sum(1).mean()
+        return self.divergence(rows, log_model)
 
     def watch(self, step: int) -> None:
         """Record the held-out Jensen-Shannon divergence, keep the best weights."""

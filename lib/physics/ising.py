@@ -101,9 +101,7 @@ def sample(
     Physica 57, 536 (1972).
     """
     sweeps = equilibrium_sweeps(size) if sweeps is None else sweeps
-    if str(device) == "cpu":
-        return _evolve(beta, field, size, sweeps, start, seed, "cluster", first)[0]
-    return _evolve_tensor(beta, field, size, sweeps, start, seed, first, device)
+    return _evolve(beta, field, size, sweeps, start, seed, first=first, device=device)[0]
 
 
 def equilibrium_sweeps(size: int) -> int:
@@ -117,14 +115,7 @@ def equilibrium_sweeps(size: int) -> int:
     standard deviations after at most 21 of the 42 sweeps, and at beta = 10 the last chain reached
     a ground state after 17.
 
-    Args:
-        size: at least 3.
-
-    Returns:
-        number of sweeps: 26 at size 8, 42 at size 32, 66 at size 128.
-
-    Raises:
-        ValueError: size below 3.
+    So 26 sweeps at size 8, 42 at size 32, 66 at size 128; ValueError for size below 3.
     """
     return int(np.ceil(13 * check_count("size", size, 3) ** (1 / 3)))
 
@@ -141,21 +132,10 @@ def trajectory(
 ) -> tuple[Floats, Floats]:
     """Record energy and magnetisation per site after every sweep.
 
-    energy = -sum s s' / N and magnetisation = sum s / N, N = size^2.
-
-    Args:
-        beta, field, size, seed: as in `sample`.
-        sweeps: number of sweeps, at least 1.
-        start: "hot" or "cold".
-        move: "cluster" (`sample`) or "metropolis" (`metropolis`).
-
-    Returns:
-        (energies, magnetisations), float64 (n, sweeps) each.
-
-    Raises:
-        ValueError: an argument that is not allowed.
+    energy = -sum s s' / N and magnetisation = sum s / N, N = size^2, (n, sweeps) each.
+    move: "cluster" (`sample`) or "metropolis" (`metropolis`). All else, and errors, as of `sample`.
     """
-    _, bonds, totals = _evolve(beta, field, size, sweeps, start, seed, move, record=True)
+    _, bonds, totals = _evolve(beta, field, size, sweeps, start, seed, move=move, record=True)
     return -bonds / size**2, totals / size**2
 
 
@@ -171,35 +151,18 @@ def metropolis(
     """Run single-spin Metropolis sweeps: the baseline, not known to be in equilibrium.
 
     Sites in order; a flip is accepted with probability min(1, exp(-2 s (beta sum s' + field))).
-    At beta = field = 0 every flip is accepted, so a cold start never mixes there.
-
-    Args:
-        beta, field, size, seed: as in `sample`.
-        sweeps: size^2 proposals each, at least 1.
-        start: "hot" or "cold".
-
-    Returns:
-        int8 (n, size, size).
-
-    Raises:
-        ValueError: an argument that is not allowed.
-
+    At beta = field = 0 every flip is accepted, so a cold start never mixes there. Arguments,
+    result and errors as of `sample`; a sweep is size^2 proposals.
     Source: Metropolis et al., J. Chem. Phys. 21, 1087 (1953).
     """
-    return _evolve(beta, field, size, sweeps, start, seed, "metropolis")[0]
+    return _evolve(beta, field, size, sweeps, start, seed, move="metropolis")[0]
 
 
 def observables(samples: ArrayLike) -> Integers:
-    """Sufficient statistics (sum s s', sum s) of each configuration.
+    """Sufficient statistics (sum s s', sum s) of each configuration, conjugate to (beta, field).
 
-    Args:
-        samples: (n, size, size) spins -1 and +1, size at least 3.
-
-    Returns:
-        int64 (n, 2), conjugate to (beta, field).
-
-    Raises:
-        ValueError: another shape, or other values, 0 and 1 among them.
+    samples: (n, size, size) spins -1 and +1, size at least 3. Returns int64 (n, 2).
+    Raises ValueError for another shape, or other values, 0 and 1 among them.
     """
     values = check_reals("samples", samples, "spins -1 and +1")
     if values.ndim != 3 or values.shape[1] != values.shape[2] or values.shape[1] < 3:
@@ -226,17 +189,10 @@ def windows(samples: ArrayLike) -> Floats:
 
 
 def natural(t: ArrayLike | Tensor) -> Tensor:
-    """Map (T, H) to the natural parameters (1/T, H/T).
+    """Map (T, H) to the natural parameters (1/T, H/T), (..., 2); T = 0 gives infinity.
 
-    Args:
-        t: (..., 2) tensor, or array or list, which become float64.
-
-    Returns:
-        tensor (..., 2), differentiable, out of place, safe under `torch.func` transforms; T = 0
-        gives infinity.
-
-    Raises:
-        ValueError: another last dimension, or values that are not real numbers.
+    Differentiable, out of place, safe under `torch.func` transforms; arrays and lists become
+    float64. Raises ValueError for another last dimension, or values that are not real numbers.
     """
     t = t if isinstance(t, Tensor) else torch.as_tensor(check_reals("t", t, "finite (T, H)"))
     if t.ndim == 0 or t.shape[-1] != 2 or t.is_complex() or t.dtype == torch.bool:
@@ -252,16 +208,8 @@ def autocorrelation_time(series: ArrayLike, window: float = 6.0) -> Floats:
     tau = 1/2 + sum_{t=1}^{W} rho(t), with the smallest W >= window tau; the error of the row's
     mean is std sqrt(2 tau / length), and independent values have tau = 1/2. Never below 1/2.
 
-    Args:
-        series: (..., length), length at least 2; a constant row has tau = 1/2.
-        window: 4 to 10; larger is less biased and noisier.
-
-    Returns:
-        float64 (...).
-
-    Raises:
-        ValueError: fewer than two steps, values that are not finite, another window.
-
+    series: (..., length), length at least 2; a constant row has tau = 1/2. window: 4 to 10; larger
+    is less biased and noisier. Raises ValueError for other values.
     Source: Sokal, Monte Carlo Methods in Statistical Mechanics (1997), Eq. 3.17-3.19.
     """
     series = check_reals("series", series, "finite numbers")
@@ -307,10 +255,6 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> int:
     return allowed.index(value)
 
 
-def _is_hot(start: str) -> bool:
-    return _choice("start", start, ("cold", "hot")) == 1
-
-
 def _evolve(
     beta: ArrayLike,
     field: ArrayLike,
@@ -318,45 +262,35 @@ def _evolve(
     sweeps: int,
     start: str,
     seed: int,
-    move: str,
+    *,
+    move: str = "cluster",
     first: int = 0,
     record: bool = False,
+    device: str | torch.device = "cpu",
 ) -> tuple[Spins, Integers, Integers]:
-    """Compiled run of all entries: (spins, sum s s', sum s), the sums for every sweep or none."""
+    """Run of all entries: (spins, sum s s', sum s), the sums for every sweep or none.
+
+    Compiled on the CPU, clusters as tensors elsewhere.
+    """
     beta, field = _entries(beta, field)
     size, sweeps = check_count("size", size, 3, LARGEST_SIZE), check_count("sweeps", sweeps, 1)
-    hot, cluster = _is_hot(start), _choice("move", move, ("metropolis", "cluster")) == 1
-    keys = _keys(seed, first, len(beta))
+    hot = _choice("start", start, ("cold", "hot")) == 1
+    cluster = _choice("move", move, ("metropolis", "cluster")) == 1
+    keys, chances = _keys(seed, first, len(beta)), (_chances(beta), _chances(np.abs(field)))
     spins = np.empty((len(beta), size, size), np.int8)
     bonds = np.zeros((len(beta), sweeps if record else 0), np.int64)
     totals = np.zeros_like(bonds)
-    per_entry = (beta, field, _chances(beta), _chances(np.abs(field)), keys, spins, bonds, totals)
-    for part in _blocks(len(beta), max(64, UPDATES_PER_BLOCK // (size**2 * sweeps))):
-        ising_loops.run(cluster, hot, sweeps, *(array[part] for array in per_entry))
-    return spins, bonds, totals
-
-
-def _evolve_tensor(
-    beta: ArrayLike,
-    field: ArrayLike,
-    size: int,
-    sweeps: int,
-    start: str,
-    seed: int,
-    first: int,
-    device: str | torch.device,
-) -> Spins:
-    """Cluster run of all entries on a torch device: spins."""
-    beta, field = _entries(beta, field)
-    size, sweeps = check_count("size", size, 3, LARGEST_SIZE), check_count("sweeps", sweeps, 1)
-    hot, device = _is_hot(start), ising_tensor.check_device(device)
-    sign, keys = np.where(field > 0, 1, -1), _keys(seed, first, len(beta))
-    per_entry = (_chances(beta), _chances(np.abs(field)), sign, keys)
-    spins = np.empty((len(beta), size, size), np.int8)
+    if str(device) == "cpu":
+        per_entry = (beta, field, *chances, keys, spins, bonds, totals)
+        for part in _blocks(len(beta), max(64, UPDATES_PER_BLOCK // (size**2 * sweeps))):
+            ising_loops.run(cluster, hot, sweeps, *(array[part] for array in per_entry))
+        return spins, bonds, totals
+    device = ising_tensor.check_device(device)
+    per_entry = (*chances, np.where(field > 0, 1, -1), keys)
     for part in _blocks(len(beta), max(1, SITES_PER_BLOCK // size**2)):
         batch = (array[part] for array in per_entry)
         spins[part] = ising_tensor.evolve(*batch, size, sweeps, hot, device)
-    return spins
+    return spins, bonds, totals
 
 
 def _blocks(count: int, block: int) -> Iterator[slice]:

@@ -11,13 +11,7 @@ from math import factorial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lib.physics.checks import (
-    Floats,
-    Integers,
-    check_count,
-    check_equal_shapes,
-    check_reals,
-)
+from lib.physics.checks import Floats, Integers, check_count, check_equal_shapes, check_reals
 
 CRITICAL_BETA = float(np.log1p(np.sqrt(2.0)) / 2)
 LARGEST_TRANSFER = 12
@@ -38,49 +32,30 @@ def log_partition(beta: ArrayLike, field: ArrayLike, size: int) -> Floats:
     V(a) = sum_i (beta a_i a_{i+1} + field a_i). T commutes with translations of the ring, so it is
     a block T_k for each momentum k, and the blocks of k and -k have equal traces.
 
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-        field: H/T, broadcast against beta.
-        size: 3 to 12.
-
-    Returns:
-        float64 of the broadcast shape: log Z, not divided by the number of sites.
-
-    Raises:
-        ValueError: beta negative or not finite, field not finite, shapes that do not broadcast,
-            size outside 3 to 12.
-
-    Source: Kramers and Wannier, Phys. Rev. 60, 252 (1941).
+    beta >= 0 and field broadcast, size 3 to 12. Not divided by the number of sites.
+    Raises ValueError for beta negative or not finite, field not finite, shapes that do not
+    broadcast, and another size. Source: Kramers and Wannier, Phys. Rev. 60, 252 (1941).
     """
     beta, field = check_parameters(beta, field)
     size = check_count("size", size, 3, LARGEST_TRANSFER)
-    _, distance, _ = _orbits(size, False)
-    points = max(1, 2**21 // distance.size)
-    return _in_blocks(_log_trace, beta, field, size, points)
+    pairs = zip(beta.ravel(), field.ravel(), strict=True)
+    values = [_log_z(_trace_series(b, h, size, ORDERS[:1]), b, h, size) for b, h in pairs]
+    return np.reshape(values, beta.shape)[()]
 
 
 def cylinder_free_energy(beta: ArrayLike, field: ArrayLike, width: int) -> Floats:
     """-log Z / N of the infinitely long cylinder: -log(largest transfer eigenvalue) / width.
 
     The leading eigenvector is positive, hence unchanged by translations and reflections of the
-    ring; the eigenvalue is computed among such vectors (224 of them at width 12).
+    ring; the eigenvalue is computed among such vectors (224 of them at width 12). F is T times it.
 
-    Args:
-        beta: inverse temperature 1/T >= 0, any shape.
-        field: H/T, broadcast against beta.
-        width: circumference, 3 to 12.
-
-    Returns:
-        float64 of the broadcast shape, dimensionless: F = T times it.
-
-    Raises:
-        ValueError: as in `log_partition`.
-
-    Source: Kramers and Wannier, Phys. Rev. 60, 252 (1941).
+    Arguments, errors and source as of `log_partition`, width for size.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
-    return -_in_blocks(_log_top, beta, field, width, 16) / width
+    flat, starts = np.stack([beta.ravel(), field.ravel()]), range(0, max(beta.size, 1), 16)
+    values = np.concatenate([_log_top(*flat[:, k : k + 16], width) for k in starts])
+    return -values.reshape(beta.shape)[()] / width
 
 
 def cylinder_cumulants(
@@ -91,15 +66,9 @@ def cylinder_cumulants(
     Of the largest eigenvalue λ of T with unit vector v: λ_a = vᵀT_a v and
     λ_ab = vᵀT_ab v + 2 Σ_k (vᵀT_a v_k)(v_kᵀT_b v) / (λ − λ_k), exact, no differences.
 
-    Args:
-        beta, field, width: as in `cylinder_free_energy`, shape (...).
-
-    Returns:
-        values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
-
-    Raises:
-        ValueError: as in `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
-            as they do without field deep in the ordered phase, where the metric diverges.
+    Returns values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
+    Raises ValueError as `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
+    as they do without field deep in the ordered phase, where the metric diverges.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
@@ -131,15 +100,7 @@ def levels(size: int = 4) -> tuple[Integers, Integers]:
     """Distinct (sum s s', sum s) of the size x size torus, and how many states share each.
 
     log Z(beta, field) = log Σ_k count_k exp(beta E_k + field M_k), by enumeration.
-
-    Args:
-        size: 3 or 4 (512 or 65,536 states).
-
-    Returns:
-        int64 (k, 2) and int64 (k,).
-
-    Raises:
-        ValueError: another size.
+    size: 3 or 4 (512 or 65,536 states), else ValueError. Returns int64 (k, 2) and (k,).
     """
     sites = check_count("size", size, 3, 4) ** 2
     spins = 1 - 2 * ((np.arange(2**sites)[:, None] >> np.arange(sites)) & 1)
@@ -165,26 +126,8 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
     size = check_count("size", size, 3, LARGEST_TRANSFER)
     # from 20 on the next terms are exp(-4 beta) < 2e-35 of the limit, and smaller ones underflow
     flat = np.minimum(beta, 20.0).ravel()
-    curvature = np.array(
-        [_curvature(_trace_series(b, 0.0, size, CURVATURE), size**2) for b in flat]
-    )
+    curvature = np.array([_curvature(_trace_series(b, 0.0, size, ORDERS), size**2) for b in flat])
     return curvature.reshape(beta.shape)[()]
-
-
-def _in_blocks(
-    function: Callable[[Floats, Floats, int], Floats],
-    beta: Floats,
-    field: Floats,
-    size: int,
-    points: int,
-) -> Floats:
-    """Apply function(beta, field, size) to flat blocks of points and restore the shape."""
-    flat_beta, flat_field = beta.ravel(), field.ravel()
-    result = np.empty(flat_beta.size)
-    for first in range(0, result.size, points):
-        part = slice(first, first + points)
-        result[part] = function(flat_beta[part], flat_field[part], size)
-    return result.reshape(beta.shape)[()]
 
 
 @lru_cache
@@ -270,8 +213,8 @@ def _top_cumulants(beta: Floats, field: Floats, width: int) -> tuple[Floats, Flo
 
 
 # (powers of the change in beta, in the field) that the metric and the curvature need
-METRIC = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
-CURVATURE = (*METRIC, (3, 0), (1, 2))
+ORDERS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (3, 0), (1, 2))
+METRIC = ORDERS[:6]
 Orders = tuple[tuple[int, int], ...]
 Series = dict[tuple[int, int], NDArray]
 
@@ -307,7 +250,7 @@ def _trace_series(beta: float, field: float, size: int, orders: Orders) -> Serie
     broken, total = row[..., None] + distance, dict.fromkeys(orders, 0.0)
     weight = weight * np.exp(field * spins - abs(field) * size)
     between = np.exp(-2 * beta * broken) * weight[..., None]
-    powers = [between * (-2 * broken) ** j / factorial(j) for j in range(4)]
+    powers = [between * (-2 * broken) ** j / factorial(j) for j in range(1 + max(orders)[0])]
     blocks = [np.fft.rfft(x, axis=-1) for x in powers]
     for k in range(size // 2 + 1):
         own_mirror = 2 * k % size == 0
@@ -320,12 +263,16 @@ def _trace_series(beta: float, field: float, size: int, orders: Orders) -> Serie
     return total
 
 
+def _log_z(series: Series, beta: float, field: float, size: int) -> float:
+    return np.log(series[0, 0]) + size**2 * (2 * beta + abs(field))
+
+
 def _torus_cumulants(beta: float, field: float, size: int) -> list[float]:
     """log Z, its slopes in beta and field, and its Hessian ββ, βh, hh."""
     z = _trace_series(beta, field, size, METRIC)
     b, h, bb, bh, hh = (z[order] / z[0, 0] for order in METRIC[1:])
-    value = np.log(z[0, 0]) + size**2 * (2 * beta + abs(field))
-    return [value, 2 * size**2 + b, h, 2 * bb - b * b, bh - b * h, 2 * hh - h * h]
+    mean, hessian = [2 * size**2 + b, h], [2 * bb - b * b, bh - b * h, 2 * hh - h * h]
+    return [_log_z(z, beta, field, size), *mean, *hessian]
 
 
 def _curvature(series: Series, sites: int) -> float:
@@ -337,21 +284,3 @@ def _curvature(series: Series, sites: int) -> float:
     b2, b3 = square - mean**2, cube - 3 * square * mean + 2 * mean**3
     hh, bhh = m2 / sites, m2_mean - m2 * mean
     return bhh / b2 * (bhh / sites - hh * b3 / b2) / (2 * hh**2)
-
-
-def _log_trace(beta: Floats, field: Floats, size: int) -> Floats:
-    """Log of the trace of the size-th power of the transfer matrix."""
-    orders, distance, weight = _orbits(size, False)
-    row, between, scale = _row_weights(orders, beta, field, size)
-    blocks = np.fft.rfft(between[:, distance], axis=-1)
-    blocks *= (row[:, :, None] * row[:, None, :] * weight)[..., None]
-    total = np.zeros(len(beta))
-    for k in range(blocks.shape[-1]):
-        own_mirror = 2 * k % size == 0
-        block = blocks[..., k].real.copy() if own_mirror else blocks[..., k].copy()
-        half = np.linalg.matrix_power(block, size // 2)
-        rest = half if size % 2 == 0 else half @ block
-        # Tr(A B) of Hermitian A and B is the sum of A conj(B)
-        trace = (half * rest.conj()).real.sum(axis=(1, 2))
-        total += trace if own_mirror else 2 * trace
-    return np.log(total) + size * scale

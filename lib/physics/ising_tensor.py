@@ -39,18 +39,10 @@ def evolve(
     hot: bool,
     device: torch.device,
 ) -> NDArray[np.int8]:
-    """Run cluster sweeps on one batch.
+    """Run cluster sweeps on one batch, int8 (b, size, size).
 
-    Args:
-        bond, ghost: (b,) thresholds for 32 random bits of the bonds to neighbours and to the ghost.
-        sign: (b,) sign of the ghost spin.
-        keys: (b,) uint64 keys of the random streams.
-        size, sweeps: linear size, number of sweeps.
-        hot: random instead of all +1 start.
-        device: from `check_device`.
-
-    Returns:
-        int8 (b, size, size).
+    bond, ghost: (b,) thresholds for 32 random bits of the bonds to neighbours and to the ghost.
+    sign: (b,) of the ghost spin. keys: (b,) of the random streams. hot: random, else all +1.
     """
 
     def column(values: NDArray) -> Tensor:

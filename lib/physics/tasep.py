@@ -92,6 +92,29 @@ def hidden_counts(
     return counts
 
 
+def domain_wall(occupied: ArrayLike, scales: ArrayLike = ()) -> Floats:
+    """Fall and climb of each chain drawn as a path, one up per particle and one down per hole.
+
+    With S_i = sum_{j <= i} (2 tau_j - 1) the path falls by -min S to its lowest point, where a
+    domain wall stands, and climbs by S_N - min S from there to its end: the exponents (u, v) of
+    the module's head with the hidden row replaced by its mean, twice over. At maximal current both
+    are of order sqrt(N). `scales` adds, for each c, what exceeds c sqrt(N) of either.
+
+    occupied: (n, N) in {0, 1}. Returns (n, 2 + 2 len(scales)). Raises ValueError on anything else.
+    """
+    occupied = np.asarray(occupied)
+    if occupied.ndim != 2 or occupied.size == 0 or not np.isin(occupied, (0, 1)).all():
+        raise ValueError(f"occupied has shape {occupied.shape}; give chains of 0 and 1, (n, N)")
+    ends = []
+    for chain in occupied:
+        path = np.cumsum(2 * chain.astype(np.int32) - 1)
+        lowest = min(0, path.min())
+        ends.append((-lowest, path[-1] - lowest))
+    walls = np.array(ends, np.float64)
+    knots = np.asarray(scales, np.float64) * occupied.shape[1] ** 0.5
+    return np.concatenate([walls, *(np.maximum(walls - knot, 0) for knot in knots)], 1)
+
+
 def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Floats:
     """Exact log p(tau | alpha_i, beta_j) of one configuration on a grid of rates, (n_a, n_b).
 

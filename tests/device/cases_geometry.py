@@ -9,7 +9,6 @@ from lib.geometry import (
     boxes,
     checks,
     descent,
-    divergence,
     geodesics,
     graphs,
     grids,
@@ -166,25 +165,6 @@ def aligned_field(on):
     return there(on(FEW)), alignment
 
 
-def slope_at_estimate(on):
-    shape = networks.TangentPotential([-1, -1], [1, 1], 16.0, pieces=6)
-    estimate = networks.PatternEstimate(512, 2, 16.0, hidden=4)
-    network = on(networks.SlopeAtEstimate(shape.config, estimate.config))
-    return network(on(SPINS))
-
-
-def pattern_estimate(on):
-    network, counts = on(networks.PatternEstimate(512, 2, 16.0, hidden=4)), on(SPINS)
-    counts = networks.window_counts(counts)
-    network.standardise(counts)
-    return network(counts)
-
-
-def tangent(on):
-    network = on(networks.TangentPotential([-1, -1], [1, 1], 16.0, pieces=6))
-    return network(on(FEW)), network.gradient(network.rescale(on(FEW)))
-
-
 def aligned(on):
     found = potential.align_affine(on(phi(T) + T[:, 0]), on(phi(T)), on(T), scale=True)
     values = found(on(phi(T)), on(T)), found.gradient(on(T)), found.hessian(on(g(T)))
@@ -206,15 +186,12 @@ CASES |= {
     "geometry.baselines.posterior_mean": lambda on: baselines.posterior_mean(
         on(SPINS), on(T), steps=4
     ),
-    "geometry.baselines.vae_components": lambda on: baselines.vae_components(
-        on(SPINS), 1, latent=2, steps=4, batch=8, hidden=8
-    ),
+    "geometry.baselines.vae_components": lambda on: baselines.vae_components(on(SPINS), steps=4),
     "geometry.boxes.as_box": lambda on: boxes.as_box(on(BOX)),
     "geometry.boxes.in_box": lambda on: boxes.in_box(on(T), BOX),
     "geometry.boxes.warn_uneven": lambda on: [boxes.warn_uneven(on(T), on(BOX)) is None],
     "geometry.boxes.unit_square": lambda on: boxes.unit_square(on(T), BOX),
     "geometry.boxes.mesh": lambda on: boxes.mesh(on(BOX), torch.tensor([[0.0, 1], [0.5, 1]])),
-    "geometry.boxes.lattice": lambda on: boxes.lattice(on(BOX), 3),
     "geometry.boxes.centres": lambda on: boxes.centres(on(BOX), 3),
     "geometry.boxes.box_grid": lambda on: boxes.box_grid(on(BOX), 3),
     "geometry.boxes.uniform_box": lambda on: boxes.uniform_box(on(BOX), 3, 0),
@@ -228,12 +205,6 @@ CASES |= {
     "geometry.checks.check_positive": lambda on: [checks.check_positive(g(on(T)), on(T)) is None],
     "geometry.descent.Descent": descent_of,
     "geometry.descent.Best": best,
-    "geometry.divergence.fit_divergence": lambda on: fitted(
-        divergence.fit_divergence(
-            on(SPINS), on(T), box=on(BOX), steps=20, points=16, pieces=4, batch=8
-        ),
-        on,
-    ),
     "geometry.geodesics.geodesic": lambda on: (
         geodesics.geodesic(g, *on(ENDS), points=5, box=on(BOX)),
         geodesics.geodesic(table(on), *on(ENDS), points=5),
@@ -272,7 +243,6 @@ CASES |= {
     "geometry.lengths.in_own_precision": lambda on: lengths.in_own_precision(
         on(NET).float(), on(FEW)
     )[0](on(FEW)),
-    "geometry.lengths.curve_energy": lambda on: lengths.curve_energy(g, on(CURVE)),
     "geometry.lengths.curve_length": lambda on: lengths.curve_length(g, on(CURVE)),
     "geometry.lengths.equidistant": lambda on: lengths.equidistant(g, on(CURVE), 5),
     "geometry.lengths.bends": lambda on: lengths.bends(*lifted(on)),
@@ -287,9 +257,7 @@ CASES |= {
     ),
     "geometry.metric.volume_element": lambda on: metric.volume_element(g(on(FEW))),
     "geometry.metric.metric_slope": lambda on: metric.metric_slope(g, on(FEW)),
-    "geometry.metric.metric_jet": lambda on: metric.metric_jet(g, on(FEW)),
     "geometry.metric.check_graph": lambda on: [metric.check_graph(g(on(FEW)), on(FEW)) is None],
-    "geometry.metric.scalar_curvature": lambda on: metric.scalar_curvature(g, on(FEW)),
     "geometry.metric.hessian_scalar_curvature": lambda on: metric.hessian_scalar_curvature(
         phi, on(FEW)
     ),
@@ -303,16 +271,13 @@ CASES |= {
     "geometry.networks.FreePotential": lambda on: on(
         networks.FreePotential([-1, -1], [1, 1], 16.0, width=4)
     )(on(FEW)),
-    "geometry.networks.TangentPotential": tangent,
     "geometry.networks.check_windows": lambda on: [networks.check_windows(on(SPINS)) is None],
     "geometry.networks.window_counts": lambda on: networks.window_counts(on(SPINS)),
     "geometry.networks.LocalStatistic": lambda on: on(networks.LocalStatistic(2, 2, True))(
         networks.window_counts(on(SPINS))
     ),
-    "geometry.networks.PatternEstimate": pattern_estimate,
-    "geometry.networks.SlopeAtEstimate": slope_at_estimate,
     "geometry.networks.BundleNetwork": lambda on: on(
-        networks.BundleNetwork(1, 4, width=4, periodic=True, places=2)
+        networks.BundleNetwork(1, 4, width=4, periodic=True)
     )(on(BUNDLES)),
     "geometry.posterior.Posterior": trained_posterior,
     "geometry.posterior.fit": trained_posterior,
@@ -362,9 +327,7 @@ CASES |= {
     ),
     "geometry.theorems.posterior_convergence": convergence,
     "geometry.two_step.fit_posteriors": lambda on: fitted(
-        two_step.fit_posteriors(
-            on(MAPS), on(T), box=on(BOX), steps=6, batch=16, width=6, centroid=True
-        ),
+        two_step.fit_posteriors(on(MAPS), on(T), box=on(BOX), steps=6, batch=16, width=6),
         on,
     ),
     "geometry.two_step.centroids": lambda on: two_step.centroids(on(MAPS), on(BOX)),
@@ -375,7 +338,6 @@ FIT = "a part of a fit that is made on the CPU and moved, `reweight` or `fit_swa
 EXCEPTIONS |= {
     "geometry.boxes.cell_centres": NUMBERS,
     "geometry.boxes.cells": NUMBERS,
-    "geometry.boxes.kronecker": NUMBERS,
     "geometry.checks.require_whole": NUMBERS,
     "geometry.descent.progress": "a bar",
     "geometry.reweighting.label_cells": FIT,
@@ -390,7 +352,6 @@ DESCENTS |= {
     "geometry.learned.from_posteriors",
     "geometry.baselines.posterior_mean",
     "geometry.baselines.vae_components",
-    "geometry.divergence.fit_divergence",
     "geometry.posterior.Posterior",
     "geometry.posterior.fit",
     "geometry.potential.Fit",

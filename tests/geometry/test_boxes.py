@@ -15,16 +15,6 @@ def test_cells_are_indexed_first_coordinate_first():
     torch.testing.assert_close(boxes.cells(3).view(3, 3, 2), (grid.double() + 0.5) / 3)
 
 
-def test_the_points_are_spread_evenly_also_in_a_thin_strip():
-    points = boxes.kronecker(1000, 2)
-    assert len(points[:, 0].unique()) == len(points[:, 1].unique()) == 1000
-    for low in np.linspace(0, 0.98, 50):
-        inside = (points[:, 0] >= low) & (points[:, 0] < low + 0.02)
-        assert abs(int(inside.sum()) - 20) <= 3
-    golden = (np.sqrt(5) - 1) / 2
-    np.testing.assert_allclose(boxes.kronecker(4, 1)[:, 0], np.arange(4) * golden % 1)
-
-
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_the_grid_of_a_box_holds_the_centres_of_equal_cells(d):
     box = np.array([[-2.0, -1.0, 10.0], [2.0, 3.0, 11.0]])[:, :d]
@@ -32,9 +22,6 @@ def test_the_grid_of_a_box_holds_the_centres_of_equal_cells(d):
     exact = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, d)
     np.testing.assert_allclose(boxes.box_grid(box, 4), exact, rtol=1e-14)
     torch.testing.assert_close(boxes.centres(box, 4), torch.from_numpy(exact))
-    lattice = boxes.lattice(box, 3)
-    assert torch.equal(lattice[[0, -1]], torch.from_numpy(box)) and len(lattice) == 3**d
-    torch.testing.assert_close(lattice.mean(0), torch.from_numpy(box.mean(0)))
 
 
 def test_uniform_points_fill_the_box_and_follow_the_seed():

@@ -46,30 +46,6 @@ def test_it_is_watched_ten_times_and_every_step_is_numbered(steps, seen):
     assert numbers == list(range(1, steps + 1)) and watched == seen
 
 
-def test_a_descent_taken_up_again_is_the_whole_one():
-    def made():
-        weights = nn.Parameter(torch.zeros(2))
-        return weights, Descent([weights], 0.2, 30)
-
-    whole, descent = made()
-    descent.run(bowl(whole))
-    first, broken = made()
-
-    def stops(step):
-        if step == 13:
-            raise KeyboardInterrupt
-        return bowl(first)(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        broken.run(stops)
-    second, rest = made()
-    second.data.copy_(first.data)
-    rest.optimizer.load_state_dict(broken.optimizer.state_dict())
-    rest.schedule.load_state_dict(broken.schedule.state_dict())
-    rest.run(bowl(second), done=12)
-    assert torch.equal(second, whole)
-
-
 def test_the_best_weights_of_all_parts_come_back_with_the_history():
     parts = nn.Linear(1, 1), nn.Linear(1, 1)
     best = Best(*parts)

@@ -9,15 +9,11 @@ import torch
 from torch import nn
 
 from lib.geometry import boxes, posterior
-from lib.geometry.metric import fisher_metric
 from lib.geometry.networks import (
     BundleNetwork,
     ConvexPotential,
     FreePotential,
     LocalStatistic,
-    PatternEstimate,
-    SlopeAtEstimate,
-    TangentPotential,
     window_counts,
 )
 from lib.physics import ising
@@ -94,7 +90,7 @@ def test_a_plain_relu_potential_has_no_hessian():
     assert hessian(ConvexPotential([-1, 2], [3, 2.5], 1).double(), t).diagonal(0, 1, 2).min() > 0
 
 
-KINDS = (ConvexPotential, FreePotential, TangentPotential)
+KINDS = (ConvexPotential, FreePotential)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,33 +124,6 @@ def test_seeds_give_different_potentials_and_one_seed_the_same(kind):
     assert torch.equal(state, torch.get_rng_state())
     t = uniform(20, [[0.0, 0.0], [1.0, 1.0]])
     assert torch.equal(a(t), b(t)) and not torch.allclose(a(t), c(t), rtol=1e-3)
-
-
-def test_the_soft_maximum_is_convex_with_the_gradient_it_states():
-    phi = TangentPotential([-1, -3], [2, 5], 10.0, pieces=20, seed=3).double()
-    theta = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    s = phi.rescale(theta)
-    slope = torch.func.grad(lambda s: phi.per_site(s).sum())(s)
-    torch.testing.assert_close(phi.gradient(s), slope)
-    assert torch.linalg.eigvalsh(fisher_metric(phi, theta)).min() > -1e-9
-    torch.testing.assert_close(phi(theta), 10 * phi.per_site(s))
-
-
-def test_one_state_per_plane_makes_it_the_log_z_of_that_site():
-    phi = TangentPotential([-1], [1], 1.0, pieces=2).double()
-    with torch.no_grad():
-        phi.slope.copy_(torch.tensor([[0.0], [1.0]]))
-        phi.height.zero_()
-        phi.log_softness.zero_()
-    theta = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(phi(theta), torch.nn.functional.softplus(theta[:, 0]))
-
-
-def test_it_starts_as_a_bowl_without_ripples():
-    phi = TangentPotential([-1, -1], [1, 1], 1.0, pieces=100)
-    side = torch.linspace(-0.6, 0.6, 15, dtype=torch.float64)
-    g = fisher_metric(phi.double(), torch.cartesian_prod(side, side))
-    assert (torch.linalg.eigvalsh(g) - 2).abs().max() < 1
 
 
 # Windows
@@ -229,25 +198,6 @@ def test_the_statistic_is_the_mean_of_its_function_over_the_windows(shape):
     with torch.no_grad():
         direct = statistic.u(windows.reshape(4, -1, bits).float()).mean(1)
         torch.testing.assert_close(statistic(window_counts(samples)), direct)
-
-
-def test_the_statistic_is_the_slope_at_the_estimate():
-    phi, estimate = TangentPotential([-1], [1], 7.0, 9), PatternEstimate(8, 1, 60)
-    network = SlopeAtEstimate(phi.config, estimate.config)
-    x = random_states(4, 60, low=0)
-    counts = window_counts(x)
-    estimated = network.estimate(counts)[0]
-    torch.testing.assert_close(network(x), network.potential.gradient(estimated))
-
-
-def test_features_of_independent_sites_hold_their_log_odds():
-    estimate = PatternEstimate(8, 1, 10_000)
-    p = torch.tensor([0.2, 0.7])
-    bits = (torch.arange(8)[:, None] >> torch.arange(3)) & 1
-    counts = torch.stack([(q**bits * (1 - q) ** (1 - bits)).prod(1) for q in p])
-    torch.testing.assert_close(estimate.features(counts)[:, -1], torch.logit(p), atol=1e-3, rtol=0)
-    difference = (estimate.features(counts)[:, 1] - estimate.features(counts)[:, 0]).exp()
-    torch.testing.assert_close(difference, p / (1 - p), atol=1e-3, rtol=1e-3)
 
 
 # Bundles

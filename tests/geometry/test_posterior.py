@@ -5,40 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import BOX, F64, SIGMA, centres, gaussian_maps, hessian, rms, uniform
 from torch import nn
 
 from lib.geometry import posterior
 from lib.geometry.boxes import cells, unit_square
 from lib.geometry.networks import BundleNetwork
 from lib.geometry.two_step import centroids, fit_posteriors
-
-F64 = torch.float64
-BOX = torch.tensor([[-2.0, -1.0], [2.0, 3.0]], dtype=F64)
-SIGMA = torch.tensor([0.5, 0.9], dtype=F64)  # deviation of the exact Gaussian posterior in t
-
-
-def uniform(n, box=BOX, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return box[0] + (box[1] - box[0]) * torch.rand(n, 2, dtype=F64, generator=generator)
-
-
-def centres(grid, box=BOX):
-    return box[0] + (box[1] - box[0]) * cells(grid)
-
-
-def gaussian_maps(t, grid, box=BOX, sigma=SIGMA):
-    """Exact posterior of a Gaussian with known deviations, over the cells."""
-    distance = ((t[:, None] - centres(grid, box)) / sigma).square().sum(2)
-    return (-distance / 2).softmax(1).view(-1, grid, grid)
-
-
-def hessian(potential, t):
-    return torch.func.vmap(torch.func.hessian(lambda s: potential(s[None])[0]))(t).detach()
-
-
-def rms(x):
-    return x.square().mean().sqrt().item()
-
 
 # The feature route
 
@@ -93,25 +66,6 @@ def test_the_density_correction_removes_the_pull_of_uneven_sampling():
         shift[density] = (centroids(maps, unit) - t)[inside].mean(0)
     assert shift[True].abs().max() < 1e-3
     assert abs(shift[False][0] + 2 * 0.1**2) < 3e-3 and abs(shift[False][1]) < 5e-3
-
-
-def test_unit_norm_makes_the_length_of_a_feature_irrelevant():
-    t = uniform(400)
-    features = torch.cat([t, torch.full((400, 1), 4.0, dtype=F64)], 1)
-    length = 1 + torch.arange(400, dtype=F64)[:, None]
-    same = [
-        posterior.from_features(x, t, box=BOX, grid=6, unit_norm=True, count=50)
-        for x in (features, features * length)
-    ]
-    torch.testing.assert_close(*same)
-
-
-def test_queries_get_the_maps_they_get_among_the_samples():
-    t = uniform(700)
-    features = 3 + t / SIGMA
-    whole = posterior.from_features(features, t, box=BOX, grid=7)
-    part = posterior.from_features(features, t, box=BOX, grid=7, queries=features[650:])
-    torch.testing.assert_close(part, whole[650:])
 
 
 def test_an_empty_cell_takes_the_feature_of_the_nearest_sample():
@@ -220,17 +174,6 @@ def test_the_default_network_learns_which_way_the_axes_run():
     assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
 
 
-def test_a_network_that_keeps_places_apart_tells_left_from_right():
-    t, places = uniform(1500), uniform(200, seed=9)
-    x, fresh = (readings(s, 0.05, size=6, seed=k) for k, s in enumerate((t, places)))
-    network = BundleNetwork(1, 16, places=2)
-    sizes = {"grid": 16, "bundle": 1, "neighbours": 1, "bump": 0.05, "steps": 120, "batch": 64}
-    fitted = posterior.fit(x, t, box=BOX, network=network, **sizes)
-    error = (centroids(fitted.maps(fresh, places), BOX) - places) / (BOX[1] - BOX[0])
-    assert rms(error[:, 0]) < 0.1 and rms(error[:, 1]) < 0.1
-    assert fitted.history["held_out"][-1] < -1.5  # nats below the uniform map
-
-
 class Spy(nn.Module):
     """Keeps the bundles that it is shown; a sample shows its own number."""
 
@@ -306,31 +249,6 @@ def small_fit(network=None, **options):
     return fitted, fitted.maps(readings(t, 0.1), t)
 
 
-def test_a_stopped_training_resumes_where_it_stopped(tmp_path, monkeypatch):
-    whole, expected = small_fit()
-    save, path = posterior._save, tmp_path / "training.pt"
-
-    def stop(checkpoint, step, *rest):
-        save(checkpoint, step, *rest)
-        if step == 10:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(posterior, "_save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        small_fit(checkpoint=path)
-    monkeypatch.undo()
-    resumed, maps = small_fit(BundleNetwork(1, 6, width=4, seed=7), checkpoint=path)
-    assert torch.equal(maps, expected) and resumed.history == whole.history
-    assert [file.name for file in tmp_path.iterdir()] == ["training.pt"]
-    with pytest.raises(ValueError, match="bump"):
-        small_fit(checkpoint=path, bump=0.2)
-    with pytest.raises(ValueError, match="network"):
-        small_fit(BundleNetwork(1, 6, width=5), checkpoint=path)
-    path.write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="unreadable"):
-        small_fit(checkpoint=path)
-
-
 def test_one_seed_gives_one_answer():
     assert torch.equal(small_fit()[1], small_fit()[1])
     assert not torch.equal(small_fit()[1], small_fit(seed=1)[1])
@@ -400,7 +318,6 @@ def test_the_trained_route_refuses(change, message):
         (dict(features=torch.full((20, 3), float("nan"))), "finite"),
         (dict(features=torch.ones(19, 3)), "one feature per row"),
         (dict(features=torch.ones(20)), "shape"),
-        (dict(queries=torch.ones(2, 4)), "queries"),
         (dict(t=T20 + 10), "outside the box"),
         (dict(box=BOX[[1, 0]]), "lower corner"),
         (dict(count=0), "count=0"),

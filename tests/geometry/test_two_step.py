@@ -4,62 +4,24 @@ import math
 
 import pytest
 import torch
+from families import (
+    BOX,
+    F64,
+    SIGMA,
+    categorical,
+    centres,
+    exact_maps,
+    gaussian_maps,
+    hessian,
+    mean_parameter,
+    rms,
+    uniform,
+)
 
-from lib.geometry.boxes import cells
 from lib.geometry.metric import fisher_metric
 from lib.geometry.networks import FreePotential
 from lib.geometry.potential import align_affine
 from lib.geometry.two_step import centroids, fit_posteriors
-
-F64 = torch.float64
-BOX = torch.tensor([[-2.0, -1.0], [2.0, 3.0]], dtype=F64)
-SIGMA = torch.tensor([0.5, 0.9], dtype=F64)  # deviation of the exact Gaussian posterior in t
-
-
-def uniform(n, box=BOX, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return box[0] + (box[1] - box[0]) * torch.rand(n, 2, dtype=F64, generator=generator)
-
-
-def centres(grid, box=BOX):
-    return box[0] + (box[1] - box[0]) * cells(grid)
-
-
-def gaussian_maps(t, grid, box=BOX, sigma=SIGMA):
-    """Exact posterior of a Gaussian with known deviations, over the cells."""
-    distance = ((t[:, None] - centres(grid, box)) / sigma).square().sum(2)
-    return (-distance / 2).softmax(1).view(-1, grid, grid)
-
-
-def categorical(t):
-    """log Z of three outcomes; natural parameters, not symmetric in the axes."""
-    return torch.log(1 + t[:, 0].exp() + 2 * t[:, 1].exp())
-
-
-def mean_parameter(potential, t):
-    return torch.func.grad(lambda s: potential(s).sum())(t)
-
-
-def hessian(potential, t):
-    return torch.func.vmap(torch.func.hessian(lambda s: potential(s[None])[0]))(t).detach()
-
-
-def exact_maps(potential, t, grid, count, noise=0.0):
-    """Posterior maps of `count` samples whose mean statistic is ∇φ(t), or scatters about it."""
-    mean = mean_parameter(potential, t)
-    if noise:
-        root = torch.linalg.cholesky(hessian(potential, t) / count)
-        generator = torch.Generator().manual_seed(1)
-        mean = (
-            mean
-            + noise * (root @ torch.randn(len(t), 2, 1, dtype=F64, generator=generator))[:, :, 0]
-        )
-    log = count * (mean @ centres(grid).T - potential(centres(grid)))
-    return log.softmax(1).view(-1, grid, grid)
-
-
-def rms(x):
-    return x.square().mean().sqrt().item()
 
 
 def test_perfect_maps_give_back_log_z_and_its_hessian():
@@ -75,21 +37,6 @@ def test_perfect_maps_give_back_log_z_and_its_hessian():
     error = (hessian(fit.potential, places) - exact).flatten(1).norm(dim=1)
     assert (error / exact.flatten(1).norm(dim=1)).median() < 0.08
     assert fit.history["held_out"][-1] < 1e-3 < math.log(2)
-
-
-def test_the_centroid_term_changes_the_path_and_not_the_answer():
-    t = uniform(600)
-    maps = exact_maps(categorical, t, 20, 40)
-    fits = [
-        fit_posteriors(maps, t, box=BOX, count=40, steps=500, centroid=c) for c in (False, True)
-    ]
-    places = centres(12)
-    with torch.no_grad():
-        values = [fit.potential(places) for fit in fits]
-    assert not torch.allclose(*values)
-    exact = categorical(places)
-    for value in values:
-        assert rms(align_affine(value, exact, places)(value, places) - exact) < 8e-3
 
 
 def test_the_count_turns_the_potential_of_a_bundle_into_that_of_a_sample():

@@ -76,6 +76,30 @@ def test_sufficient_statistics_reproduce_the_published_moments():
     np.testing.assert_allclose(hessian / 16, published, atol=6e-8)
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_the_cumulants_of_the_torus_are_those_of_its_enumerated_states(size):
+    statistics = ising.observables(every_state(size)).astype(float)
+    for beta, field in ((0.0, 0.0), (0.4, 0.1), (0.44, 0.0), (1.0, -0.2), (0.3, 3.0)):
+        log = statistics @ [beta, field]
+        weight = np.exp(log - log.max())
+        value, mean, metric = ising.torus_cumulants(beta, field, size)
+        np.testing.assert_allclose(size**2 * value, logsumexp(log), rtol=1e-13)
+        np.testing.assert_allclose(
+            size**2 * mean, np.average(statistics, axis=0, weights=weight), atol=1e-11
+        )
+        exact = np.cov(statistics.T, aweights=weight, ddof=0)
+        np.testing.assert_allclose(size**2 * metric, exact, rtol=1e-9, atol=1e-11)
+
+
+def test_shares_of_windows_hold_the_sufficient_statistics():
+    lattices = ising.sample(np.full(20, 0.3), 0.1, 5, seed=1)
+    shares = ising.windows(lattices)
+    np.testing.assert_allclose(shares[:, :5].sum(1), 1)
+    unlike = shares[:, 1:4].sum(1) + shares[:, 5]  # bonds of unlike spins, per site
+    known = np.stack([2 - 2 * unlike, shares[:, :5] @ np.arange(5) / 2 - 1], 1)
+    np.testing.assert_allclose(25 * known, ising.observables(lattices), atol=1e-12)
+
+
 @pytest.mark.parametrize("size", range(3, 9))
 def test_kaufman_equals_the_transfer_matrix_on_both_sides_of_the_transition(size):
     beta = np.array([0.0, 1e-3, 0.2, 0.43, ising.CRITICAL_BETA, 0.46, 0.8, 3.0, 10.0])

@@ -530,3 +530,30 @@ def test_compiled_loops_leave_the_threads_of_torch_alone():
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_domain_wall_is_the_lowest_point_of_the_path():
+    """Sparse before it and dense behind it; particles and holes exchange its two sides."""
+    wall = np.array([[0, 0, 1, 0, 1, 1, 0, 1, 1, 1]])
+    np.testing.assert_array_equal(tasep.domain_wall(wall), [[2, 4]])
+    chains = tasep.sample(np.linspace(0.1, 0.9, 50), 0.4, 200, seed=3)
+    fall, climb = tasep.domain_wall(chains).T
+    np.testing.assert_array_equal(climb - fall, 2 * chains.sum(1, dtype=int) - 200)
+    mirrored = tasep.domain_wall(1 - chains[:, ::-1])
+    np.testing.assert_array_equal(mirrored, np.stack([climb, fall], 1))
+    wider = tasep.domain_wall(chains, [0.5, 2])
+    np.testing.assert_array_equal(wider[:, 4], np.clip(fall - 2 * 200**0.5, 0, None))
+
+
+def test_a_domain_wall_approximates_the_statistic_of_both_rows():
+    """Per site and up to the hidden row's share, far from the border of maximal current."""
+    alpha, beta, size = np.repeat([0.2, 0.3, 0.8], 40), np.repeat([0.7, 0.3, 0.1], 40), 4096
+    walls = tasep.domain_wall(tasep.sample(alpha, beta, size, seed=1))
+    counts = tasep.hidden_counts(alpha, beta, size, seed=1)
+    assert np.abs(walls - counts).max() < 0.1 * size
+
+
+@pytest.mark.parametrize("chains", [[0, 1], [[0, 2]], [[-1, 1]], np.empty((3, 0))])
+def test_a_domain_wall_needs_chains_of_particles_and_holes(chains):
+    with pytest.raises(ValueError, match="chains of 0 and 1"):
+        tasep.domain_wall(chains)
