@@ -143,15 +143,12 @@ def test_paths_without_a_direction_are_refused():
     x, z = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1)
     opposite = torch.cat([z[:2], -x[2:]])  # one sample among others
     for path, weight, other in (
-        ("rescaled", 0.5, opposite),
-        ("rescaled", 1.0, 0 * x),
         ("spherical", 0.5, opposite),
         ("spherical", 0.3, 0 * x),
     ):
         with pytest.raises(ValueError, match="opposite"):
             svd.interpolate(x, other, weight, path=path)
         assert bool(svd.interpolate(x, other, weight).isfinite().all())
-    assert torch.allclose(svd.interpolate(x, -x, 0.25, path="rescaled"), x)
     for weight in (math.nan, math.inf):
         with pytest.raises(ValueError, match="finite weight"):
             svd.interpolate(x, z, weight)
