@@ -164,7 +164,7 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, heads: dict[str, int], *, width: int = 32) -> None:
         super().__init__()
-        self.heads, self.config = heads, {"heads": heads, "width": width}
+        self.heads = heads
         self.time = nn.Sequential(nn.Linear(1, 4 * width), nn.SiLU())
         self.inside = nn.Sequential(
             nn.Conv2d(3, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU(),
@@ -195,15 +195,13 @@ def train_classifier(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     rng = torch.Generator().manual_seed(seed)
     for _ in range(updates):
-        rows = torch.randint(len(faces.images), (batch,), generator=rng)
-        clean = avatars.to_float(faces.images[rows.sort().values.numpy()])
+        rows = torch.randint(len(faces.images), (batch,), generator=rng).sort().values
+        clean = avatars.to_float(faces.images[rows.numpy()])
         alpha = alphas[torch.randint(len(alphas), (batch,), generator=rng)].float()
         noise = torch.randn(clean.shape, generator=rng)
-        noisy = (
-            alpha.sqrt().view(-1, 1, 1, 1) * clean + (1 - alpha).sqrt().view(-1, 1, 1, 1) * noise
-        )
-        logits = network(noisy, (1 - alpha).sqrt())
-        own = {k: v[rows.sort().values] for k, v in labels.items()}
+        signal, level = (a.view(-1, 1, 1, 1) for a in (alpha.sqrt(), (1 - alpha).sqrt()))
+        logits = network(signal * clean + level * noise, level.flatten())
+        own = {k: v[rows] for k, v in labels.items()}
         loss = sum(
             functional.cross_entropy(logits[k], own[k], ignore_index=avatars.UNDEFINED)
             for k in labels

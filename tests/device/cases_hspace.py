@@ -294,9 +294,7 @@ CASES |= {
     "hspace.means.agreement": lambda on: means.agreement(steps(on), steps(on)),
     "hspace.means.mean_epsilon": lambda on: means.mean_epsilon(*model(on), constant(on), **RUN),
     "hspace.published.encoder": embedded,
-    "hspace.published.times": lambda on: published.times(model(on)[0], faces(), steps=3)[0],
     "hspace.published.edit": published_edit,
-    "hspace.published.samples": lambda on: published.samples(model(on)[0], 1, steps=2),
     "hspace.schedule.curves": curves,
     "hspace.schedule.t_edit": curves,
     "hspace.schedule.t_boost": curves,
@@ -328,7 +326,6 @@ ON_CPU |= {
     "hspace.schedule.curves": CURVES,
     "hspace.schedule.t_edit": CURVES,
     "hspace.schedule.t_boost": CURVES,
-    "hspace.published.times": CURVES,
     "hspace.contest.gain_at_distance": "scores are collected on the CPU, image by image",
     "hspace.published.edit": "images to look at and cosines of each image come out on the CPU",
 }
