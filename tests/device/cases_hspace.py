@@ -121,26 +121,6 @@ def of_fit(on):
     return fits.block_of(generator, fit, **RUN)(on(H), 999)
 
 
-def classifier(on):
-    network = fits.NoisyClassifier({"mouth": 4}, width=8)
-    classes = len(fits.avatars.CLASSES["mouth"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = fits.NoisyClassifier({"mouth": classes}, width=8)
-    x = on(judge.resize(faces(), 32))
-    return on(network), fits.ClassGradient(network, tiny().alphas, "smile"), x
-
-
-def noisy_logits(on):
-    network, _, x = classifier(on)
-    return network(x, on(torch.tensor([0.2, 0.8])))
-
-
-def class_gradient(on):
-    _, own, x = classifier(on)
-    return own(x, 300)
-
-
 def curves(on):
     generator, _ = model(on)
     found = schedule.curves(generator, faces(), attributes.distance, steps=3)
@@ -279,8 +259,6 @@ CASES |= {
     "hspace.fits.fit_whole": lambda on: towards_smile(
         on, fits.fit_whole, steps=2, t_start=500, short=2
     ).state["conv_in.weight"],
-    "hspace.fits.NoisyClassifier": noisy_logits,
-    "hspace.fits.ClassGradient": class_gradient,
     "hspace.means.mean_over_samples": lambda on: means.mean_over_samples(
         *model(on), constant(on), progress=False, **RUN
     ),
@@ -314,7 +292,6 @@ EXCEPTIONS |= {
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
     "hspace.fits.probes": "from drawn faces to a file, on the CPU",
-    "hspace.fits.train_classifier": "trains on the CPU; `ClassGradient` moves it",
     "hspace.published.data_set": NUMBERS,
     "hspace.published.text_direction": "texts in; `published.edit` moves what comes out",
     "hspace.schedule.edit_steps": NUMBERS,
