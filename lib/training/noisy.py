@@ -17,7 +17,7 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, heads: dict[str, int], *, width: int = 32) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.config = heads, {"heads": heads, "width": width}
         self.time = nn.Sequential(nn.Linear(1, 4 * width), nn.SiLU())
         self.inside = nn.Sequential(
             nn.Conv2d(3, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU(),
