@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.intervals import Values
+from lib.intervals import Values as Values
 
 Metric = Callable[[Tensor], Tensor]  # (n, d) -> (n, d, d), row by row
 Potential = Callable[[Tensor], Tensor]  # (n, d) -> (n,), row by row
