@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from lib.geometry.checks import Metric, as_points, check_positive
+from lib.geometry.boxes import as_box, in_box
+from lib.geometry.checks import Metric, Values, as_points, check_positive, float64
 from lib.geometry.graphs import graph_distance
 from lib.geometry.lengths import (
     SCAN,
-    Values,
-    as_double,
     bends,
     excess,
     in_double,
@@ -180,7 +179,9 @@ def frozen_geodesic(
 
 
 def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
-    start, end = as_points(as_double(start), "start"), as_points(as_double(end), "end")
+    start, end = (
+        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
+    )
     if start.shape != end.shape:
         raise ValueError(
             f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
@@ -193,14 +194,9 @@ def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
 def _check_box(box: Values | None, start: Tensor, end: Tensor) -> Tensor | None:
     if box is None:
         return None
-    box = as_double(box).to(start)
-    if box.shape != (2, start.shape[1]) or not (box[0] < box[1]).all():
-        raise ValueError(f"box = {box.tolist()}; expected (2, d): lower corner below upper corner")
-    for name, t in (("start", start), ("end", end)):
-        outside = ((t < box[0]) | (t > box[1])).any(1)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            raise ValueError(f"{name}[{row}] = {t[row].tolist()} lies outside box {box.tolist()}")
+    box = as_box(box).to(start)
+    for t in (start, end):
+        in_box(t, box)
     return box
 
 

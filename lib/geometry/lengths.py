@@ -12,12 +12,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lib.geometry.checks import Metric
-
-Values = Tensor | ArrayLike
+from lib.geometry.checks import Metric, Values, float64
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
@@ -273,17 +270,10 @@ def spread(metric: Metric, x: Tensor, found: Panels, share: Tensor) -> Tensor:
 
 def as_curves(curves: Values) -> Tensor:
     """Finite float64 (b, points >= 2, d), from a tensor, an array or lists."""
-    x = as_double(curves)
+    x = float64(curves, "curves").detach()
     if x.ndim != 3 or x.shape[1] < 2 or not torch.isfinite(x).all():
         raise ValueError(
             f"curves has shape {tuple(x.shape)}, {int((~torch.isfinite(x)).sum())} numbers not "
             "finite; expected finite (b, points >= 2, d)"
         )
     return x
-
-
-def as_double(values: Values) -> Tensor:
-    """A float64 tensor without a graph; tensors stay on their device."""
-    if isinstance(values, Tensor):
-        return values.detach().double()
-    return torch.from_numpy(np.array(values, dtype=np.float64))

@@ -240,7 +240,6 @@ CASES |= {
     "geometry.lengths.excess": lambda on: lengths.excess(on(FEW)),
     "geometry.lengths.spread": spread_out,
     "geometry.lengths.as_curves": lambda on: lengths.as_curves(on(CURVE)),
-    "geometry.lengths.as_double": lambda on: lengths.as_double(on(CURVE)),
     "geometry.metric.fisher_metric": lambda on: metric.fisher_metric(learned(on), on(T)),
     "geometry.metric.in_coordinates": lambda on: metric.in_coordinates(g, torch.exp)(on(FEW)),
     "geometry.metric.pullback_metric": lambda on: metric.pullback_metric(

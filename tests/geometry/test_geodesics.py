@@ -638,8 +638,8 @@ def hole(t):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: geodesic(categorical, START, END[:2]), "start is \\(3, 2\\)"),
     (lambda: geodesic(categorical, START, END, points=2), "points = 2"),
-    (lambda: geodesic(categorical, START, END, box=[[-1, -9], [9, 9]]), "start\\[0\\]"),
-    (lambda: geodesic(categorical, START, END, box=[[-9, -9], [0, 9]]), "end\\[0\\]"),
+    (lambda: geodesic(categorical, START, END, box=[[-1, -9], [9, 9]]), "outside the box"),
+    (lambda: geodesic(categorical, START, END, box=[[-9, -9], [0, 9]]), "outside the box"),
     (lambda: geodesic(categorical, START, END, box=[[9, 9], [-9, -9]]), "lower corner"),
     (lambda: geodesic(categorical, START, END, global_check=8), "give box"),
     (lambda: geodesic(hole, tensor([0.0, 0.5]), tensor([1.0, 0.5])), "not finite at t = \\[0.4"),

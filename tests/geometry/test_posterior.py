@@ -316,7 +316,7 @@ def test_the_trained_route_refuses(change, message):
     [
         (dict(features=torch.cat([torch.ones(19, 3), torch.zeros(1, 3)])), "row 19"),
         (dict(features=torch.full((20, 3), float("nan"))), "finite"),
-        (dict(features=torch.ones(19, 3)), "one feature per row"),
+        (dict(features=torch.ones(19, 3)), "give one for each"),
         (dict(features=torch.ones(20)), "shape"),
         (dict(t=T20 + 10), "outside the box"),
         (dict(box=BOX[[1, 0]]), "lower corner"),
