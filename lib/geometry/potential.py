@@ -41,6 +41,7 @@ from lib.geometry.networks import (
 )
 
 FEWEST = 20  # samples: a tenth is held out
+ROUGHNESS = 1e-3  # price of `ConvexPotential.roughness`, without which the Hessian ripples
 MOST_NODES = 40_000  # of the integral before a warning
 
 
@@ -85,7 +86,6 @@ def fit_direct(
     steps: int = 1000,
     grid: int = 48,
     width: int = 48,
-    roughness: float = 1e-3,
     batch: int = 256,
 ) -> Fit:
     """Fit log Z by maximum likelihood of the parameter, from samples drawn uniformly in the box.
@@ -102,7 +102,6 @@ def fit_direct(
     t: (n, d) in the caller's units. box: (2, d), lower and upper corner; the prior is uniform in t.
     natural: t -> θ, torch operations. network: samples -> f/sites; the default reads local windows,
     and `collective` makes it nonlinear in their frequencies. grid: points per axis of the integral.
-    roughness: price of `ConvexPotential.roughness`, without which the Hessian ripples.
     steps: of stages 1 and 3, stage 2 takes twice as many. Trains in float32, returns float64.
     Raises ValueError on samples outside the box or not finite, fewer than two distinct parameters,
     lengths that differ, a `natural` that is not finite on the box, fewer than 20 steps, and a grid
@@ -123,7 +122,7 @@ def fit_direct(
     network = trainable(network, x[:4], t.shape[1:])
     phi = ConvexPotential(*region(natural, box), samples[0].numel(), width, seed).to(t.device)
     fit = Fit(phi, network, natural, {})
-    run = Likelihood(fit, x, phi.rescale(mapped(natural, t)), box, grid, batch, roughness, seed)
+    run = Likelihood(fit, x, phi.rescale(mapped(natural, t)), box, grid, batch, seed)
     with progress("fit_direct", 4 * steps) as bar, small_matrices(), seeded(seed):
         network.train()
         Descent(network.parameters(), 3e-2, steps).run(run.swap_loss, bar=bar)
@@ -152,7 +151,6 @@ class Likelihood:
     box: Tensor
     grid: int
     size: int
-    roughness: float
     seed: int
     best: Best = field(init=False)
     generator: torch.Generator = field(init=False)
@@ -201,13 +199,13 @@ class Likelihood:
         s = self.s[rows].requires_grad_()
         (gradient,) = torch.autograd.grad(self.phi.per_site(s).sum(), s, create_graph=True)
         distance = (gradient - target).square().sum(1).mean()
-        return distance + self.roughness * self.phi.roughness()
+        return distance + ROUGHNESS * self.phi.roughness()
 
     def likelihood_loss(self, step: int) -> Tensor:
         """Mean of −log p(t|x) over a batch, the grid shifted at random, and the same price."""
         shift = torch.rand(self.box.shape[1], generator=self.generator)
         loss = -self.log_posterior(self.batch(self.size), shift).mean()
-        return loss + self.roughness * self.phi.roughness()
+        return loss + ROUGHNESS * self.phi.roughness()
 
     def nodes(self, shift: Tensor) -> Tensor:
         """Points t of the integral: the grid, shifted by a share of a cell, (g^d, d)."""
