@@ -12,9 +12,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lib.geometry.checks import Metric, Values
+from lib.geometry.checks import Metric
+
+Values = Tensor | ArrayLike
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
