@@ -30,11 +30,13 @@ class Sink:
     replace: Callable[[object, "Sink"], object] = lambda value, sink: None
 
 
-def name_of(thing: object, below: tuple[str, ...] = TRUSTED) -> str | None:
+def name_of(thing: object, below: tuple[str, ...] | None = None) -> str | None:
     """Return `module:qualname` of a class or function that can be imported by it, else None.
 
-    Only names `below` the given packages count; an empty tuple stands for all but `__main__`.
+    Only names `below` the given packages count, by default the trusted ones; () stands for all but
+    `__main__`.
     """
+    below = TRUSTED if below is None else below
     module = getattr(thing, "__module__", None) or "__main__"
     if module == "__main__" or (below and module.split(".")[0] not in below):
         return None
