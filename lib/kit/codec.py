@@ -169,20 +169,12 @@ def _read_dataclass(body: list, read: Callable) -> object:
     return value
 
 
-def _partial(function: Callable, arguments: tuple, keywords: dict) -> functools.partial:
-    return functools.partial(function, *arguments, **keywords)
-
-
 def _text(value: object, sink: Sink) -> str:
     return str(value).removeprefix("torch.")
 
 
 def _is(*kinds: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kinds)
-
-
-def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 # tag: (does it apply, (value, sink) -> body, (body, read, arrays) -> value); the first is taken.
@@ -211,7 +203,7 @@ FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
     "partial": (
         _is(functools.partial),
         lambda v, s: [encode(part, s) for part in (v.func, v.args, dict(v.keywords))],
-        lambda b, r, a: _partial(*map(r, b)),
+        lambda b, r, a: functools.partial(r(b[0]), *r(b[1]), **r(b[2])),
     ),
     "method": (
         inspect.ismethod,
@@ -219,6 +211,10 @@ FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda b, r, a: getattr(r(b[0]), b[1]),
     ),
     "network": (_is(torch.nn.Module), _write_network, lambda b, r, a: _read_network(b, r)),
-    "dataclass": (_is_record, _write_dataclass, lambda b, r, a: _read_dataclass(b, r)),
+    "dataclass": (
+        lambda v: dataclasses.is_dataclass(v) and not isinstance(v, type),
+        _write_dataclass,
+        lambda b, r, a: _read_dataclass(b, r),
+    ),
     "function": (callable, _named, lambda b, r, a: _look_up(b)),
 }
