@@ -85,9 +85,9 @@ def on_cluster(address: str, items: list, fn: Callable, prepare: Callable) -> It
             other code, weights, versions or another kind of device, and with them another key.
         Exception: what fn raised on a worker, after all the others have finished.
     """
-    import cloudpickle
-
     with _client(address) as client, _token() as token:  # to close the client cancels what waits
+        import cloudpickle
+
         names = [str(cache.path(fn, item).relative_to(session.cache_folder())) for item in items]
         with warnings.catch_warnings():  # of the size of a network, which has to travel
             warnings.filterwarnings("ignore", "Sending large graph")
