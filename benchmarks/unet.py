@@ -1,9 +1,10 @@
 """Passes of the embedded U-Net on one core against OpenVINO's float32 (the extra `bench`).
 
 The rival gets the traced network, compiled for the very shape it is asked for: what a user would
-gain by exporting the model. At the kit's batches there is nothing to gain: 0.98 times (one core,
-64 images). A single image is another matter: there our pass takes 1.8 times as long as OpenVINO's,
-because Python calls one layer after the other; hence samplers that take many images at a time.
+gain by exporting the model. At the kit's batches there is nothing to gain: 0.96 and 0.98 times (two
+runs, one of two busy cores, 64 images; 0.91 in a third, with twenty other processes at work). A
+single image is another matter: 0.56 times, because Python calls one layer after the other; hence
+samplers that take many images at a time.
 """
 
 import time

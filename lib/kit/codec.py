@@ -30,11 +30,13 @@ class Sink:
     replace: Callable[[object, "Sink"], object] = lambda value, sink: None
 
 
-def name_of(thing: object, below: tuple[str, ...] = TRUSTED) -> str | None:
+def name_of(thing: object, below: tuple[str, ...] | None = None) -> str | None:
     """Return `module:qualname` of a class or function that can be imported by it, else None.
 
-    Only names `below` the given packages count; an empty tuple stands for all but `__main__`.
+    Only names `below` the given packages count, by default the trusted ones; () stands for all but
+    `__main__`.
     """
+    below = TRUSTED if below is None else below
     module = getattr(thing, "__module__", None) or "__main__"
     if module == "__main__" or (below and module.split(".")[0] not in below):
         return None
@@ -167,20 +169,12 @@ def _read_dataclass(body: list, read: Callable) -> object:
     return value
 
 
-def _partial(function: Callable, arguments: tuple, keywords: dict) -> functools.partial:
-    return functools.partial(function, *arguments, **keywords)
-
-
 def _text(value: object, sink: Sink) -> str:
     return str(value).removeprefix("torch.")
 
 
 def _is(*kinds: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kinds)
-
-
-def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 # tag: (does it apply, (value, sink) -> body, (body, read, arrays) -> value); the first is taken.
@@ -209,7 +203,7 @@ FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
     "partial": (
         _is(functools.partial),
         lambda v, s: [encode(part, s) for part in (v.func, v.args, dict(v.keywords))],
-        lambda b, r, a: _partial(*map(r, b)),
+        lambda b, r, a: functools.partial(r(b[0]), *r(b[1]), **r(b[2])),
     ),
     "method": (
         inspect.ismethod,
@@ -217,6 +211,10 @@ FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda b, r, a: getattr(r(b[0]), b[1]),
     ),
     "network": (_is(torch.nn.Module), _write_network, lambda b, r, a: _read_network(b, r)),
-    "dataclass": (_is_record, _write_dataclass, lambda b, r, a: _read_dataclass(b, r)),
+    "dataclass": (
+        lambda v: dataclasses.is_dataclass(v) and not isinstance(v, type),
+        _write_dataclass,
+        lambda b, r, a: _read_dataclass(b, r),
+    ),
     "function": (callable, _named, lambda b, r, a: _look_up(b)),
 }

@@ -86,10 +86,12 @@ def on_cluster(address: str, items: list, fn: Callable, prepare: Callable) -> It
         Exception: what fn raised on a worker, after all the others have finished.
     """
     with _client(address) as client, _token() as token:  # to close the client cancels what waits
+        import cloudpickle
+
         names = [str(cache.path(fn, item).relative_to(session.cache_folder())) for item in items]
         with warnings.catch_warnings():  # of the size of a network, which has to travel
             warnings.filterwarnings("ignore", "Sending large graph")
-            job = client.submit(_unpacked, _packed(fn, prepare, token), pure=False)
+            job = client.submit(_unpacked, cloudpickle.dumps((fn, prepare, token)), pure=False)
             futures = client.map(_remember, items, names, job=job, pure=False)
         yield from _collected(dict(zip(futures, names, strict=True)), client.loop)
 
@@ -120,12 +122,6 @@ def _token() -> Iterator[str]:
         yield path.name
     finally:
         path.unlink(missing_ok=True)
-
-
-def _packed(*parts: object) -> bytes:
-    import cloudpickle
-
-    return cloudpickle.dumps(parts)
 
 
 def _unpacked(parts: bytes) -> tuple:

@@ -47,12 +47,9 @@ def rows() -> dict[str, dict]:
         profiles = {row["profile"] for row in own.values()}
         older = {profile: stamps.reason_older(recorder, profile) != "" for profile in profiles}
         for claim, row in own.items():
-            found[claim] = row | {"marks": _marks(row, older[row["profile"]])}
+            marks = OLDER * older[row["profile"]] + UNCONTROLLED * results.lacks_controls(row)
+            found[claim] = row | {"marks": marks}
     return found
-
-
-def _marks(row: Mapping, older: bool) -> str:
-    return OLDER * older + UNCONTROLLED * results.lacks_controls(row)
 
 
 def paper_of(claim: Claim) -> str:

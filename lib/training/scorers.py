@@ -64,7 +64,7 @@ def judge_task(name: str) -> Task:
     return Task(
         name=f"judge-{name}",
         build=partial(judge.Judge, name, ATTRIBUTES),
-        load=partial(_load_judge, name),
+        load=lambda folder: _trainable(judge.load(name, models=folder.parent)),
         data=partial(_judge_data, name),
         loss=_judge_loss,
         save=_save_judge,
@@ -77,8 +77,8 @@ def judge_task(name: str) -> Task:
     )
 
 
-def _load_judge(name: str, folder: Path) -> judge.Judge:
-    return copy.deepcopy(judge.load(name, models=folder.parent)).requires_grad_(True).train()
+def _trainable(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).requires_grad_(True).train()
 
 
 def _judge_data(name: str) -> tuple[int, Callable]:
@@ -207,7 +207,7 @@ def clip_task() -> Task:
     return Task(
         name="clip",
         build=build_clip,
-        load=_load_clip,
+        load=lambda folder: _trainable(judge.clip(models=folder.parent)[0]),
         data=_clip_data,
         loss=_clip_loss,
         save=_save_clip,
@@ -243,11 +243,6 @@ def build_clip() -> nn.Module:
     network = CLIPModel._from_config(config, attn_implementation="eager")
     nn.init.normal_(network.vision_model.embeddings.position_embedding.weight, std=0.2)
     return network
-
-
-def _load_clip(folder: Path) -> nn.Module:
-    network, _ = judge.clip(models=folder.parent)
-    return copy.deepcopy(network).requires_grad_(True).train()
 
 
 def _clip_data() -> tuple[int, Callable]:
