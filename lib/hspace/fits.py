@@ -183,7 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     size = generator.image_shape[1]
     faces = avatars.to_float(avatars.load("held-out", 32, size=size).images)
     t_edit = schedule.t_edit(schedule.curves(generator, faces, attributes.distance, steps=50))
-    known = avatars.to_float(avatars.load("held-out", chosen.images, size=size, pink=False).images)
+    many = max(chosen.images, 24)
+    known = avatars.to_float(avatars.load("held-out", many, size=size, pink=False).images)
     chosen.out.mkdir(parents=True, exist_ok=True)
     familiar.save(generator, familiar.reference(generator, known), chosen.out / "familiar.json")
     seen = probes(avatars.load("held-out", attributes.REFERENCE))
