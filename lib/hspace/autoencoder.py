@@ -5,7 +5,6 @@ inversion with it gives the noise, and a linear classifier on the codes edits. T
 is, as in Zhang, Zhao and Lin (2022), who train such a code in a fraction of the time.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.diffusion import folders
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, in_batches, invert, predicted, rows_per_call
+from lib.diffusion.sampling import ddim, in_batches, invert, rows_per_call
 
 NAME, WIDTH, PIXELS = "avatars-dae", 64, 3 * 32 * 32
 
@@ -50,6 +50,11 @@ class Autoencoder(nn.Module):
             nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(), _zero(nn.Conv2d(32, 4, 3, padding=1)),
         )  # fmt: skip
 
+    @property
+    def base(self) -> Generator:
+        """The model whose U-Net takes the code."""
+        return self._base[0]
+
     @torch.no_grad()
     def fit_axes(self, images: Tensor) -> None:
         """Take the mean and the 64 leading components of these images, (n, 3, 32, 32), n > 64."""
@@ -65,32 +70,144 @@ class Autoencoder(nn.Module):
     def forward(self, noisy: Tensor, t: Tensor, images: Tensor) -> Tensor:
         """ε'(x_t, t, z) with the code of the clean images themselves, for training."""
         with self.conditioned(self.encode(images)):
-            return self._base[0].unet(noisy, t, return_dict=False)[0]
+            return self.base.unet(noisy, t, return_dict=False)[0]
 
     @contextmanager
     def conditioned(self, code: Tensor) -> Iterator[Generator]:
         """In the block, the U-Net of the generator takes n rows, and these codes (n, 64)."""
-        generator = self._base[0]
+        generator = self.base
         picture = self.mean + code @ (self.axes / self.axes.square().sum(0)).T
         picture = picture.view(-1, 3, 32, 32)
         told = torch.cat([self.decoder(code), picture], dim=1)
 
         def move(module: nn.Module, args: tuple, output: tuple) -> tuple:
             x, t = args[:2]
-            alpha = generator.alphas.to(x.device, x.dtype)[t].view(-1, 1, 1, 1)
-            snr = alpha / (1 - alpha)
-            plain = (x - (1 - alpha).sqrt() * output[0]) / alpha.sqrt()
-            levels = torch.cat([snr.log() / 4, snr.log().div(4).sigmoid()], dim=1)
-            levels = levels.expand(-1, -1, 32, 32)
+            alpha = generator.alphas.to(x.device)[t].view(-1, 1, 1, 1)  # float64: 1 − α cancels
+            signal, noise = (part.sqrt().to(x.dtype) for part in (alpha, 1 - alpha))
+            level, plain = 2 * (signal / noise).log(), (x - noise * output[0]) / signal
+            levels = torch.cat([level / 4, (level / 4).sigmoid()], dim=1).expand(-1, -1, 32, 32)
             seen = torch.cat([told, plain.clamp(-1.5, 1.5), levels], dim=1)
             blend, rest = self.join(seen).split([1, 3], dim=1)
-            return (output[0] - snr.sqrt() * (blend * (picture - plain) + rest), *output[1:])
+            change = blend * (picture - plain) + rest
+            return (output[0] - signal / noise * change, *output[1:])
 
         handle = generator.unet.register_forward_hook(move)
         try:
             yield generator
         finally:
             handle.remove()
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 (16 hex digits) of the weights and of the model that they belong to."""
+        return folders.weight_hash(self.state_dict().items(), self.base.weight_hash)
+
+
+class Coded(NamedTuple):
+    """What an image becomes: its code z (n, 64) and, with that code, its noise x_T."""
+
+    code: Tensor
+    latents: Tensor
+
+
+def invert_images(model: Autoencoder, images: Tensor, *, steps: int, refine: int = 2) -> Coded:
+    """Codes of images (n, 3, 32, 32) in [−1, 1], and by inversion with them the noise.
+
+    Raises ValueError as `sampling.invert` does.
+    """
+    images = model.base.check_images(images)
+    with torch.no_grad():
+        code = model.encode(images)
+    own = {"steps": steps, "refine": refine}
+    return Coded(code, _in_rows(model, code, images, lambda g, x: invert(g, x, **own)))
+
+
+def decode(model: Autoencoder, code: Tensor, latents: Tensor, *, steps: int) -> Tensor:
+    """Images (n, 3, 32, 32) of codes (n, 64) and noise (n, 3, 32, 32), not clipped.
+
+    Raises ValueError as `sampling.ddim` does, and for another number of codes.
+    """
+    return _in_rows(model, code, latents, lambda g, x: ddim(g, x, steps=steps))
+
+
+def edit(
+    model: Autoencoder, coded: Coded, change: Tensor, *, steps: int, strength: float = 1.0
+) -> Tensor:
+    """Images of the codes z + strength · change and the same noise.
+
+    change: (64,), as `direction` finds it. Strength 0 gives the images back, but for the error of
+    the inversion.
+    """
+    return decode(model, coded.code + strength * change, coded.latents, steps=steps)
+
+
+def direction(codes: Tensor, has: Tensor, *, decay: float = 1e-3) -> Tensor:
+    """σ w / |w| (64,): w of a linear classifier on the standardised codes (n, 64).
+
+    has: (n,) bool. Logistic regression with decay |w|² / 2 added; the paper leaves it out and stops
+    early. Raises ValueError where all images have the attribute, or none.
+    """
+    if not 0 < int(has.sum()) < len(has) or has.shape != codes.shape[:1]:
+        raise ValueError(
+            f"{int(has.sum())} of {len(codes)} codes have the attribute ({tuple(has.shape)} "
+            "labels); give one label for each, and examples of both kinds"
+        )
+    spread, truth = codes.std(0), has.to(codes)
+    z = torch.nn.functional.pad((codes - codes.mean(0)) / spread, (0, 1), value=1.0)
+    w = torch.zeros(z.shape[1], requires_grad=True, device=z.device)
+    solver = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = functional.binary_cross_entropy_with_logits(z @ w, truth)
+        value = value + decay / 2 * w[:-1].square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    w = w.detach()[:-1]
+    return spread * w / w.norm()
+
+
+def _in_rows(
+    model: Autoencoder, code: Tensor, x: Tensor, run: Callable[[Generator, Tensor], Tensor]
+) -> Tensor:
+    """run(generator, rows of x) with the codes of these rows."""
+    if code.shape != (len(x), WIDTH):
+        raise ValueError(f"codes {tuple(code.shape)} for {len(x)} rows; give ({len(x)}, {WIDTH})")
+
+    def part(rows: slice) -> Tensor:
+        with torch.no_grad(), model.conditioned(code[rows]) as generator:
+            return run(generator, x[rows])
+
+    return in_batches(part, len(x), rows_per_call(model.base, None))
+
+
+def save(model: Autoencoder, folder: Path) -> None:
+    """Write model.safetensors in half precision, with the hash of its U-Net's model."""
+    state = {
+        name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()
+    }
+    owner = {"owner": model.base.weight_hash}
+    save_file(state, Path(folder) / "model.safetensors", owner)
+
+
+def load(generator: Generator, folder: Path = folders.MODELS / NAME) -> Autoencoder:
+    """The shipped autoencoder, frozen; raises ValueError for another generator, a damaged file."""
+    path, model = Path(folder) / "model.safetensors", Autoencoder(generator)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, owner = file.keys(), (file.metadata() or {}).get("owner")
+            state = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged: train it again") from error
+    if owner != generator.weight_hash:
+        raise ValueError(
+            f"{path} was trained on the model with weights {owner}, and this is "
+            f"{generator.weight_hash}; load avatars-ddpm, or train it on this model"
+        )
+    model.load_state_dict(state)
+    return model.to(generator.device).eval().requires_grad_(False)
 
 
 def _block(channels: int, out: int, *, stride: int = 1, up: int = 1) -> list[nn.Module]:
