@@ -57,7 +57,8 @@ class Tools:
 
     deltas: {row: (Δh, its strength of reference)}; epsilon: the partner of a Δh, {t: Δε};
     reference: one latent whose image has the attribute; gradient: of a noise-aware classifier;
-    tuned: the fine-tuned model; pull: a unit direction of x at time t_pull.
+    tuned: the fine-tuned model; pull: a unit direction of x at time t_pull; own: the strength of
+    the first Δh for each face (n,), or none.
     """
 
     deltas: dict[str, tuple[Delta, float]]
@@ -67,6 +68,7 @@ class Tools:
     tuned: Generator
     pull: Tensor
     t_pull: int
+    own: Tensor | None = None
 
 
 Way = Callable[[float], Timed]
@@ -106,60 +108,61 @@ def ways(
     The first Δh also runs in both terms at c / r, r the ratio of `schedule.window_cancellation`.
     keep: how one call is made, `cache.cached` for a comparison that can be interrupted.
     """
-    run, start = {"steps": steps}, (generator, latents)
-    shifts = _shifts(start, tools, run, t_edit, r)
-    others = _others(start, tools, run, t_edit, t_boost)
-    return {name: partial(method, keep) for name, method in (shifts | others).items()}
+
+    def way(function: Callable, *arguments: object, **options: object) -> Method:
+        dials = {k: options.pop(k) for k in ("dial", "unit", "most") if k in options}
+        own = {"steps": steps, **options}
+        return Method(function, (generator, latents, *arguments), own, **dials)
+
+    methods = _shifts(way, tools, t_edit, r) | {
+        "pullback of x": way(bases.pullback_edit, tools.pull, t=tools.t_pull, dial="step"),
+        "latent mixing": way(
+            baselines.mix_latents, tools.reference, t_mix=t_edit, dial="weight", unit=0.25, most=1.0
+        ),
+        "fine-tuning": way(from_the_middle, tools.tuned, dial="weight"),
+    }
+    for title, t in (("classifier guidance", t_edit), ("guidance, longer", t_boost)):
+        methods[title] = way(baselines.guide, tools.gradient, t_stop=t, dial="scale", unit=4.0)
+    return {name: partial(method, keep) for name, method in methods.items()}
 
 
-def _shifts(
-    start: tuple[Generator, Tensor], tools: Tools, run: dict[str, int], t_edit: float, r: float
-) -> dict[str, Method]:
+def _shifts(way: Callable[..., Method], tools: Tools, t_edit: float, r: float) -> dict[str, Method]:
     """Shifts of h and of ε, in P alone and in both terms."""
-
-    def shift(delta: Delta, unit: float, symmetric: bool) -> Method:
-        own = {**run, "t_edit": t_edit, "symmetric": symmetric}
-        return Method(editing.edit, (*start, delta), own, unit=unit)
-
-    def shift_epsilon(unit: float, symmetric: bool) -> Method:
-        own = {**run, "symmetric": symmetric}
-        return Method(baselines.epsilon_shift, (*start, tools.epsilon), own, unit=unit)
-
     first, unit = next(iter(tools.deltas.values()))
-    return {
-        **{f"Δh, {name}": shift(d, c, False) for name, (d, c) in tools.deltas.items()},
-        "Δh in both terms": shift(first, unit / r, True),
-        "Δε in P": shift_epsilon(1.0, False),
-        "Δε in both terms": shift_epsilon(1.0 / r, True),
+    own = {"t_edit": t_edit}
+    found = {f"Δh, {k}": way(editing.edit, d, unit=c, **own) for k, (d, c) in tools.deltas.items()}
+    if tools.own is not None:
+        found["Δh, for each face"] = way(per_face, first, tools.own, **own)
+    own = {"symmetric": True, "unit": 1 / r}
+    return found | {
+        "Δh in both terms": way(editing.edit, first, t_edit=t_edit, **own | {"unit": unit / r}),
+        "Δε in P": way(baselines.epsilon_shift, tools.epsilon),
+        "Δε in both terms": way(baselines.epsilon_shift, tools.epsilon, **own),
     }
 
 
-def _others(
-    start: tuple[Generator, Tensor],
-    tools: Tools,
-    run: dict[str, int],
-    t_edit: float,
-    t_boost: float,
-) -> dict[str, Method]:
-    """Moves of x, guidance and tuning."""
-    generator, latents = start
-    pull, mix, guide = {"t": tools.t_pull}, {"t_mix": t_edit}, {"t_stop": t_boost}
-    return {
-        "pullback of x": Method(bases.pullback_edit, (*start, tools.pull), run | pull, "step"),
-        "latent mixing": Method(
-            baselines.mix_latents, (*start, tools.reference), run | mix, "weight", 0.25, most=1.0
-        ),
-        "classifier guidance": Method(
-            baselines.guide, (*start, tools.gradient), run | guide, "scale", 4.0
-        ),
-        "fine-tuning": Method(from_the_middle, (generator, tools.tuned, latents), run, "weight"),
-    }
+def per_face(
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    own: Tensor,
+    *,
+    strength: float,
+    **options: object,
+) -> Tensor:
+    """`editing.edit` at `strength` times each face's own strength (n,), `editing.sufficient`'s."""
+    images = editing.reconstruct(generator, latents, steps=options["steps"])
+    for c in own.unique()[own.unique() > 0]:
+        rows = own == c
+        shift = {"strength": strength * float(c), **options}
+        images[rows] = editing.edit(generator, latents[rows], delta, **shift)
+    return images
 
 
 def from_the_middle(
     generator: Generator,
-    tuned: Generator,
     latents: Tensor,
+    tuned: Generator,
     *,
     steps: int,
     weight: float,

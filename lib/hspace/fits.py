@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.diffusion import models
+from lib.diffusion import familiar, models
 from lib.faces import attributes, avatars, captions, judge
 from lib.hspace import baselines, schedule, trained
+from lib.hspace.taps import MIDDLE
 
 FOLDER = judge.MODELS / "hspace"
 # The paper weights the L1 term by 3 cos(source text, target text). Cosines of this CLIP's texts lie
@@ -48,15 +49,57 @@ def text_direction(name: str, *, device: str | torch.device = "cpu") -> Tensor:
 
     Raises ValueError for an attribute that the captions do not know.
     """
+    return functional.normalize(_text_change(name, device), dim=0)
+
+
+def _text_change(name: str, device: str | torch.device) -> Tensor:
     without, having = zip(*templates(name), strict=True)
     source = judge.embed_texts(list(without), device=device)
     target = judge.embed_texts(list(having), device=device)
-    return functional.normalize((target - source).mean(0), dim=0)
+    return (target - source).mean(0)
 
 
 def encode(images: Tensor) -> Tensor:
     """Unit kit-CLIP embeddings of images clamped to [−1, 1], (n, 96), differentiable."""
     return judge.embed_images(images.clamp(-1, 1))
+
+
+# What the embeddings of nine in ten rendered faces with the attribute exceed, along its texts.
+ENOUGH = {
+    "smile": -0.03,
+    "glasses": -0.01,
+    "beard": -0.18,
+    "hat": 0.13,
+    "long hair": 0.29,
+    "blond hair": 0.56,
+}
+
+
+def margin(images: Tensor, name: str) -> Tensor:
+    """How much nearer images (n, c, h, w) are to the captions with an attribute than without, (n,).
+
+    E_I(x) · mean over templates of E_T(with) − E_T(without), by the kit's CLIP.
+    """
+    return encode(images) @ _text_change(name, images.device)
+
+
+@dataclass(frozen=True)
+class Enough:
+    """Whether the kit's CLIP finds an attribute in images, (n,) bool: where an edit may stop.
+
+    It does where the `margin` exceeds what nine in ten rendered faces with the attribute have.
+    Raises ValueError for an attribute without such faces.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ENOUGH:
+            raise ValueError(f"attribute {self.name!r}: choose one of {', '.join(ENOUGH)}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n,) bool of images (n, c, h, w)."""
+        return margin(images, self.name) >= ENOUGH[self.name]
 
 
 class Fit(NamedTuple):
@@ -67,50 +110,42 @@ class Fit(NamedTuple):
     seconds: float
 
 
-def train_block(
+def fit_block(
     generator: models.Generator,
     name: str,
     latents: Tensor,
     *,
     t_edit: float,
-    direct: bool = False,
+    layer: str = MIDDLE,
     checkpoint: Path | None = None,
     **settings: object,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """f_t of one attribute and its history, from the model's own samples of `latents`.
+) -> Fit:
+    """f_t of one attribute from the model's own samples of `latents`, as values for a cache.
 
-    direct: Δh_t itself as parameters, one per edited step, in place of the network. settings: those
-    of `trained.train` that differ from `SETTINGS`.
+    `block_of` makes the Δh of it. layer: where it is trained. settings: those of `trained.train`
+    that differ from `SETTINGS`.
     """
+    begin = time.perf_counter()
     direction = text_direction(name, device=generator.device)
     chosen = {"t_edit": t_edit, "checkpoint": checkpoint, **SETTINGS, **settings}
-    block = _block(generator, direct, chosen["steps"], t_edit)
+    block = trained.DeltaBlock(generator, layer=layer)
     history = trained.train(generator, block, latents, encode, direction, **chosen)
-    return block.requires_grad_(False), history
-
-
-def fit_block(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
-    """`train_block` as values that a cache can keep; `block_of` makes the Δh of it."""
-    begin = time.perf_counter()
-    block, history = train_block(generator, name, latents, **options)
     return Fit(dict(block.state_dict()), history, time.perf_counter() - begin)
 
 
 def block_of(
-    generator: models.Generator, fit: Fit, *, direct: bool = False, steps: int = 20, t_edit: float
+    generator: models.Generator,
+    fit: Fit,
+    *,
+    layer: str = MIDDLE,
+    steps: int = 20,
+    t_edit: float,
 ) -> nn.Module:
-    """The f_t, or the direct Δh_t, of a finished training."""
-    block = _block(generator, direct, steps, t_edit)
+    """The f_t of a finished training."""
+    block = trained.DeltaBlock(generator, layer=layer)
     block.load_state_dict(fit.state)
     block.t_edit, block.trained_steps = t_edit, steps
     return block.eval().requires_grad_(False)
-
-
-def _block(generator: models.Generator, direct: bool, steps: int, t_edit: float) -> nn.Module:
-    if not direct:
-        return trained.DeltaBlock(generator)
-    times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)]
-    return trained.DirectDelta(generator, times[::-1])
 
 
 def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
@@ -129,7 +164,7 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, heads: dict[str, int], *, width: int = 32) -> None:
         super().__init__()
-        self.heads, self.config = heads, {"heads": heads, "width": width}
+        self.heads = heads
         self.time = nn.Sequential(nn.Linear(1, 4 * width), nn.SiLU())
         self.inside = nn.Sequential(
             nn.Conv2d(3, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU(),
@@ -160,15 +195,13 @@ def train_classifier(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     rng = torch.Generator().manual_seed(seed)
     for _ in range(updates):
-        rows = torch.randint(len(faces.images), (batch,), generator=rng)
-        clean = avatars.to_float(faces.images[rows.sort().values.numpy()])
+        rows = torch.randint(len(faces.images), (batch,), generator=rng).sort().values
+        clean = avatars.to_float(faces.images[rows.numpy()])
         alpha = alphas[torch.randint(len(alphas), (batch,), generator=rng)].float()
         noise = torch.randn(clean.shape, generator=rng)
-        noisy = (
-            alpha.sqrt().view(-1, 1, 1, 1) * clean + (1 - alpha).sqrt().view(-1, 1, 1, 1) * noise
-        )
-        logits = network(noisy, (1 - alpha).sqrt())
-        own = {k: v[rows.sort().values] for k, v in labels.items()}
+        signal, level = (a.view(-1, 1, 1, 1) for a in (alpha.sqrt(), (1 - alpha).sqrt()))
+        logits = network(signal * clean + level * noise, level.flatten())
+        own = {k: v[rows] for k, v in labels.items()}
         loss = sum(
             functional.cross_entropy(logits[k], own[k], ignore_index=avatars.UNDEFINED)
             for k in labels
@@ -216,33 +249,22 @@ def main(arguments: list[str] | None = None) -> None:
     for name in chosen.names:
         attributes.named(name)  # a misspelt one is refused before anything is trained
     generator = models.load(chosen.model)
-    faces = avatars.to_float(avatars.load("held-out", 32, size=generator.image_shape[1]).images)
-    curves = schedule.curves(generator, faces, attributes.distance, steps=50)
+    size = generator.image_shape[1]
+    faces = avatars.to_float(avatars.load("held-out", 32, size=size).images)
+    t_edit = schedule.t_edit(schedule.curves(generator, faces, attributes.distance, steps=50))
+    known = avatars.to_float(avatars.load("held-out", chosen.images, size=size, pink=False).images)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    familiar.save(generator, familiar.reference(generator, known), chosen.out / "familiar.json")
+    noise = generator.noise(chosen.images, 10_000)
     for name in chosen.names:
         file = chosen.out / f"{name.replace(' ', '-')}.safetensors"
-        seconds, history = _train_file(generator, name, file, chosen.images, curves)
-        print(
-            f"{name}: cosine {history[-1]['cosine']:.3f}, {seconds:.0f} s, written to {file.name} "
-            f"({file.stat().st_size / 1e6:.2f} MB)",
-            flush=True,
-        )
-
-
-def _train_file(
-    generator: models.Generator, name: str, file: Path, images: int, curves: schedule.Curves
-) -> tuple[float, list[dict[str, float]]]:
-    """Train one f_t into `file`, going on where a stopped training left its partial file."""
-    begin, partial = time.perf_counter(), file.with_suffix(".partial.safetensors")
-    block, history = train_block(
-        generator,
-        name,
-        generator.noise(images, 10_000),
-        t_edit=schedule.t_edit(curves),
-        checkpoint=partial,
-    )
-    trained.save(block, file, attribute=name, t_edit=schedule.t_edit(curves), **SETTINGS)
-    partial.unlink(missing_ok=True)
-    return time.perf_counter() - begin, history
+        partial = file.with_suffix(".partial.safetensors")  # of a training that was stopped
+        fit = fit_block(generator, name, noise, t_edit=t_edit, checkpoint=partial)
+        block = block_of(generator, fit, t_edit=t_edit)
+        trained.save(block, file, attribute=name, t_edit=t_edit, **SETTINGS)
+        partial.unlink(missing_ok=True)
+        cosine = fit.history[-1]["cosine"]
+        print(f"{name}: cosine {cosine:.3f}, {fit.seconds:.0f} s, {file.name}", flush=True)
 
 
 if __name__ == "__main__":

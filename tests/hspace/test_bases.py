@@ -64,8 +64,11 @@ def test_pullback_edit_is_plain_without_a_step_and_moves_with_one(pixel):
     none = bases.pullback_edit(pixel, x, v / v.norm(), step=0.0, **run)
     torch.testing.assert_close(none, ddim(pixel, x, steps=STEPS), rtol=1e-4, atol=1e-5)
     middle = ddim(pixel, x, steps=STEPS, stop=599)
-    moved = bases.pullback_move(pixel, middle, 599, v / v.norm(), step=2.0, reach=1.0, repeats=2)
-    expected = ddim(pixel, moved, steps=STEPS, start=599)
+    with torch.no_grad():
+        for _ in range(2):
+            both = [pixel.epsilon(y, 599) for y in (middle + v / v.norm(), middle)]
+            middle = middle + 2.0 * (both[0] - both[1])
+    expected = ddim(pixel, middle, steps=STEPS, start=599)
     ours = bases.pullback_edit(pixel, x, v / v.norm(), step=2.0, **run)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert float((ours - none).abs().max()) > 1e-4
@@ -84,9 +87,19 @@ def test_agreement_is_the_mean_cosine_of_pairs_of_times():
     a, b = unit(1), unit(2)
     b = b - (a * b).sum() * a
     changes = {0: -a, 500: a, 700: 2 * b, 900: 3 * a}
-    assert means.agreement(changes, above=500) == pytest.approx(1 / 3)
+    found = means.agreement(changes, changes, above=500)
+    assert found.across == pytest.approx(1 / 3) and found.same == pytest.approx(1)
+    crossed = means.agreement(changes, {500: b, 700: b, 900: -a, 950: a}, above=500)
+    assert (crossed.same, crossed.across) == pytest.approx((0, 0), abs=1e-6)
     with pytest.raises(ValueError, match="a pair is needed"):
-        means.agreement(changes, above=900)
+        means.agreement(changes, changes, above=900)
+
+
+def test_an_error_that_all_times_share_is_no_agreement_of_two_samples():
+    """Two estimates of nothing: each agrees with itself over time, and not with the other."""
+    errors = [{t: unit(k) + 0.3 * unit(k, t) for t in (500, 700, 900)} for k in (3, 4)]
+    assert means.agreement(errors[0], errors[0]).across > 0.8
+    assert abs(means.agreement(*errors).across) < 0.3
 
 
 def test_changes_are_values_that_a_cache_keeps_and_tells_apart(pixel, tmp_path, monkeypatch):

@@ -38,6 +38,18 @@ def test_text_direction_is_that_of_drawing_the_attribute_on():
     assert max(cosine, key=cosine.get) == "glasses" and cosine["glasses"] > 0.3
 
 
+def test_the_clip_that_stops_an_edit_knows_nine_in_ten_of_the_faces_that_have_it():
+    faces = avatars.load("held-out", 600, pink=False)
+    images = avatars.to_float(faces.images)
+    has = attributes.labels(images)
+    for name in fits.ENOUGH:
+        found = fits.Enough(name)(images)
+        assert float(found[has[name]].double().mean()) == pytest.approx(0.9, abs=0.06), name
+        assert float(found[~has[name]].double().mean()) < (0.2 if name == "beard" else 0.02), name
+    with pytest.raises(ValueError, match="pink hair"):
+        fits.Enough("pink hair")
+
+
 def test_gradient_of_the_classifier_is_its_finite_difference():
     alphas = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
     network = fits.train_classifier(alphas, updates=2, batch=8)
@@ -63,38 +75,33 @@ def test_classifier_learns_from_noisy_faces():
     assert float(right.float().mean()) > 0.85  # always "no" scores 0.76
 
 
-def test_block_trains_on_the_models_own_samples(tmp_path):
-    folder = rehearsal.write_random("celebahq-256", tmp_path / "tiny", tiny=True)
-    generator = models.load(folder, device="cpu")
-    block, history = fits.train_block(
-        generator, "hat", generator.noise(4, 0), t_edit=500, steps=3, batch=2
-    )
-    assert len(history) == 2 and not any(p.requires_grad for p in block.parameters())
-    with pytest.raises(ValueError, match="monocle"):
-        fits.train_block(generator, "monocle", generator.noise(2, 0), t_edit=500)
-
-
 def test_finished_training_is_the_change_that_was_trained(tmp_path):
     folder = rehearsal.write_random("celebahq-256", tmp_path / "tiny", tiny=True)
     generator = models.load(folder, device="cpu")
-    x, run = generator.noise(2, 0), {"t_edit": 500, "steps": 3}
-    h = torch.randn(2, *diffusion_hspace.h_shape(generator))
-    for direct in (False, True):
-        fit = fits.fit_block(generator, "hat", x, direct=direct, batch=2, **run)
-        again = fits.block_of(generator, fit, direct=direct, **run)
-        trained, _ = fits.train_block(generator, "hat", x, direct=direct, batch=2, **run)
-        assert fit.seconds > 0 and again.weight_hash == trained.weight_hash
-        assert torch.equal(again(h, 999), trained(h, 999))
+    x, run = generator.noise(4, 0), {"t_edit": 500, "steps": 3}
+    direction = fits.text_direction("hat")
+    for layer in ("mid_block", "up_blocks.0"):
+        fit = fits.fit_block(generator, "hat", x, layer=layer, batch=2, **run)
+        again = fits.block_of(generator, fit, layer=layer, **run)
+        assert len(fit.history) == 2 and fit.seconds > 0
+        assert not any(p.requires_grad for p in again.parameters())
+        own = trained.DeltaBlock(generator, layer=layer)
+        settings = fits.SETTINGS | run | {"batch": 2}
+        trained.train(generator, own, x, fits.encode, direction, **settings)
+        assert again.weight_hash == own.weight_hash
+    with pytest.raises(ValueError, match="monocle"):
+        fits.fit_block(generator, "monocle", x, t_edit=500)
 
 
 def test_command_writes_small_files_that_load_again(tmp_path, capsys):
     folder = rehearsal.write_random("celebahq-256", tmp_path / "celebahq", tiny=True)
     arguments = ["hat", "--model", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
     fits.main(arguments)
-    (file,) = (tmp_path / "out").iterdir()
-    assert file.name == "hat.safetensors" and file.stat().st_size < 1_000_000
+    known, file = sorted((tmp_path / "out").iterdir())
+    assert known.name == "familiar.json" and file.name == "hat.safetensors"
+    assert file.stat().st_size < 1_000_000
     block = trained.load(models.load(folder, device="cpu"), file)
-    assert block.owners and " s, written to hat.safetensors" in capsys.readouterr().out
+    assert block.owners and " s, hat.safetensors" in capsys.readouterr().out
     with pytest.raises(ValueError, match="monocle"):
         fits.main(["monocle", *arguments[1:]])
 
