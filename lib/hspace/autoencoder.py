@@ -20,11 +20,11 @@ from lib.diffusion import folders
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import ddim, in_batches, invert, rows_per_call
 
-NAME, WIDTH, PIXELS = "avatars-dae", 64, 3 * 32 * 32
+NAME, WIDTH = "avatars-dae", 64
 
 
 class Autoencoder(nn.Module):
-    """An encoder of 32 px images to codes z (n, 64), and what z adds to the U-Net's prediction.
+    """An encoder of images to codes z (n, 64), and what z adds to the prediction of a pixel U-Net.
 
     P' = P + m (y − P) + r, that is ε' = ε − sqrt(α / (1 − α)) (P' − P): y is the picture that z
     alone gives, its part in the leading principal components of the faces, and (m, r) come from a
@@ -35,20 +35,24 @@ class Autoencoder(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self._base = (generator,)  # in a tuple: no weights of ours
-        self.register_buffer("mean", torch.zeros(PIXELS))
-        self.register_buffer("axes", torch.zeros(PIXELS, WIDTH))
+        channels, size, _ = generator.latent_shape
+        pixels, coarse = channels * size**2, size // 8
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("axes", torch.zeros(pixels, WIDTH))
         self.encoder = nn.Sequential(
-            *_block(3, 24, stride=2), *_block(24, 48, stride=2), *_block(48, 96, stride=2),
-            nn.Flatten(), _zero(nn.Linear(96 * 4 * 4, WIDTH)),
+            *_block(channels, 24, stride=2), *_block(24, 48, stride=2), *_block(48, 96, stride=2),
+            nn.Flatten(), _zero(nn.Linear(96 * coarse**2, WIDTH)),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(WIDTH, 96 * 4 * 4), nn.SiLU(), nn.Unflatten(1, (96, 4, 4)),
+            nn.Linear(WIDTH, 96 * coarse**2), nn.SiLU(), nn.Unflatten(1, (96, coarse, coarse)),
             *_block(96, 96, up=2), *_block(96, 48, up=2), *_block(48, 24, up=2),
         )  # fmt: skip
         self.join = nn.Sequential(
-            nn.Conv2d(24 + 3 + 3 + 2, 32, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(), _zero(nn.Conv2d(32, 4, 3, padding=1)),
+            nn.Conv2d(24 + 2 * channels + 2, 32, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(),
+            _zero(nn.Conv2d(32, 1 + channels, 3, padding=1)),
         )  # fmt: skip
+        self.to(generator.device, generator.dtype)
 
     @property
     def base(self) -> Generator:
@@ -57,14 +61,14 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def fit_axes(self, images: Tensor) -> None:
-        """Take the mean and the 64 leading components of these images, (n, 3, 32, 32), n > 64."""
+        """Take the mean and the 64 leading components of these images, (n, c, h, w), n > 64."""
         x = images.flatten(1)
         self.mean.copy_(x.mean(0))
         _, values, vectors = torch.pca_lowrank(x - self.mean, WIDTH, center=False, niter=4)
         self.axes.copy_(vectors * len(x) ** 0.5 / values)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (n, 64) of images (n, 3, 32, 32)."""
+        """Codes (n, 64) of images (n, c, h, w)."""
         return (images.flatten(1) - self.mean) @ self.axes + self.encoder(images)
 
     def forward(self, noisy: Tensor, t: Tensor, images: Tensor) -> Tensor:
@@ -76,8 +80,8 @@ class Autoencoder(nn.Module):
     def conditioned(self, code: Tensor) -> Iterator[Generator]:
         """In the block, the U-Net of the generator takes n rows, and these codes (n, 64)."""
         generator = self.base
-        picture = self.mean + code @ (self.axes / self.axes.square().sum(0)).T
-        picture = picture.view(-1, 3, 32, 32)
+        picture = self.mean + code @ (self.axes / self.axes.square().sum(0).clamp(min=1e-12)).T
+        picture = picture.view(-1, *generator.latent_shape)
         told = torch.cat([self.decoder(code), picture], dim=1)
 
         def move(module: nn.Module, args: tuple, output: tuple) -> tuple:
@@ -85,9 +89,10 @@ class Autoencoder(nn.Module):
             alpha = generator.alphas.to(x.device)[t].view(-1, 1, 1, 1)  # float64: 1 − α cancels
             signal, noise = (part.sqrt().to(x.dtype) for part in (alpha, 1 - alpha))
             level, plain = 2 * (signal / noise).log(), (x - noise * output[0]) / signal
-            levels = torch.cat([level / 4, (level / 4).sigmoid()], dim=1).expand(-1, -1, 32, 32)
+            levels = torch.cat([level / 4, (level / 4).sigmoid()], dim=1)
+            levels = levels.expand(-1, -1, *x.shape[2:])
             seen = torch.cat([told, plain.clamp(-1.5, 1.5), levels], dim=1)
-            blend, rest = self.join(seen).split([1, 3], dim=1)
+            blend, rest = self.join(seen).split([1, x.shape[1]], dim=1)
             change = blend * (picture - plain) + rest
             return (output[0] - signal / noise * change, *output[1:])
 
@@ -110,20 +115,23 @@ class Coded(NamedTuple):
     latents: Tensor
 
 
+@torch.no_grad()
+def codes(model: Autoencoder, images: Tensor) -> Tensor:
+    """Codes (n, 64) of any number of images; raises ValueError as `Generator.encode` does."""
+    return torch.cat([model.encode(part) for part in model.base.check_images(images).split(256)])
+
+
 def invert_images(model: Autoencoder, images: Tensor, *, steps: int, refine: int = 2) -> Coded:
-    """Codes of images (n, 3, 32, 32) in [−1, 1], and by inversion with them the noise.
+    """Codes of images (n, c, h, w) in [−1, 1], and by inversion with them the noise.
 
     Raises ValueError as `sampling.invert` does.
     """
-    images = model.base.check_images(images)
-    with torch.no_grad():
-        code = model.encode(images)
-    own = {"steps": steps, "refine": refine}
+    code, own = codes(model, images), {"steps": steps, "refine": refine}
     return Coded(code, _in_rows(model, code, images, lambda g, x: invert(g, x, **own)))
 
 
 def decode(model: Autoencoder, code: Tensor, latents: Tensor, *, steps: int) -> Tensor:
-    """Images (n, 3, 32, 32) of codes (n, 64) and noise (n, 3, 32, 32), not clipped.
+    """Images (n, c, h, w) of codes (n, 64) and noise of their shape, not clipped.
 
     Raises ValueError as `sampling.ddim` does, and for another number of codes.
     """
@@ -154,7 +162,7 @@ def direction(codes: Tensor, has: Tensor, *, decay: float = 1e-3) -> Tensor:
         )
     spread, truth = codes.std(0), has.to(codes)
     z = torch.nn.functional.pad((codes - codes.mean(0)) / spread, (0, 1), value=1.0)
-    w = torch.zeros(z.shape[1], requires_grad=True, device=z.device)
+    w = z.new_zeros(z.shape[1], requires_grad=True)
     solver = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -207,7 +215,7 @@ def load(generator: Generator, folder: Path = folders.MODELS / NAME) -> Autoenco
             f"{generator.weight_hash}; load avatars-ddpm, or train it on this model"
         )
     model.load_state_dict(state)
-    return model.to(generator.device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def _block(channels: int, out: int, *, stride: int = 1, up: int = 1) -> list[nn.Module]:

@@ -38,19 +38,20 @@ def autoencoder_task() -> Task:
 
 
 @cache
-def _base() -> models.Generator:
+def base() -> models.Generator:
+    """The frozen model that takes the code, loaded once."""
     return models.load("avatars-ddpm")
 
 
 def _build() -> Autoencoder:
-    network = Autoencoder(_base())
+    network = Autoencoder(base())
     images = avatars.load("train", FACES, pink=False).images
     network.fit_axes(avatars.to_float(images[:4_000]))
     return network
 
 
 def _load(folder: Path) -> Autoencoder:
-    return autoencoder.load(_base(), folder).requires_grad_(True).train()
+    return autoencoder.load(base(), folder).requires_grad_(True).train()
 
 
 def _data() -> tuple[int, Callable]:
@@ -62,7 +63,7 @@ def _loss(network: Autoencoder, batch: tuple, rng: torch.Generator) -> Tensor:
     (images,) = batch
     flip = torch.rand(len(images), 1, 1, 1, generator=rng).round().to(images.device)
     images = torch.lerp(images, images.flip(-1), flip)
-    alphas = _base().alphas.float()
+    alphas = base().alphas.float()
     return weighted_noise_error(lambda x, t: network(x, t, images), images, alphas, rng)
 
 
@@ -73,13 +74,13 @@ def measure_autoencoder(network: Autoencoder, *, count: int = 32, steps: int = 2
     faces, run = _held_out(count), {"steps": steps}
     coded = autoencoder.invert_images(network, faces, **run)
     back = autoencoder.decode(network, coded.code, coded.latents, **run)
-    drawn = autoencoder.decode(network, coded.code, _base().noise(count, 0), **run)
-    plain = sampling.invert(_base(), faces, refine=2, **run)
+    drawn = autoencoder.decode(network, coded.code, base().noise(count, 0), **run)
+    plain = sampling.invert(base(), faces, refine=2, **run)
     error = lambda x: round((x - faces).abs().mean().item(), 5)  # noqa: E731
     return {
         "held_out_faces": count,
         "round_trip": error(back),
-        "round_trip_without_the_code": error(sampling.ddim(_base(), plain, **run)),
+        "round_trip_without_the_code": error(sampling.ddim(base(), plain, **run)),
         "error_with_noise_drawn_anew": error(drawn),
     }
 
@@ -93,7 +94,7 @@ def _samples(network: Autoencoder) -> Tensor:
     """Held-out faces, and below each what its code gives with noise drawn anew."""
     faces = _held_out(8)
     code = network.encode(faces)
-    return torch.cat([faces, autoencoder.decode(network, code, _base().noise(8, 0), steps=20)])
+    return torch.cat([faces, autoencoder.decode(network, code, base().noise(8, 0), steps=20)])
 
 
 def _save(network: Autoencoder, folder: Path, metrics: dict) -> None:
