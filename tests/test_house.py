@@ -26,7 +26,7 @@ KNOWS = {  # beside `intervals`, which every room may use
     "garments": {"diffusion"},
     "hspace": {"diffusion", "faces"},
     "svd": {"diffusion", "hspace", "faces"},
-    "training": {"diffusion", "faces", "garments"},
+    "training": {"diffusion", "faces", "garments", "hspace"},
 }
 # all of `diffusion` that families need: to load a model, and to read a text as it does
 LOADER = {"lib.diffusion.models", "lib.diffusion.folders", "lib.diffusion.prompts"}

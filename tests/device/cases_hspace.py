@@ -11,6 +11,7 @@ from table import CASES, DESCENTS, EXCEPTIONS, ON_CPU
 from lib import hspace
 from lib.faces import attributes
 from lib.hspace import (
+    autoencoder,
     baselines,
     bases,
     contest,
@@ -77,6 +78,42 @@ def shared(on):
     generator, z = model(on)
     with taps.shared_encoder(generator, 2):
         return generator.epsilon(torch.cat([z, z]), 500)
+
+
+@torch.no_grad()
+def coder(on):
+    """An autoencoder whose code changes the prediction."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = autoencoder.Autoencoder(tiny())
+    own.axes.copy_(torch.linspace(-1, 1, own.axes.numel()).sin().view_as(own.axes) / 30)
+    last = own.join[-1].weight
+    last.copy_(torch.linspace(-1, 1, last.numel()).cos().view_as(last) / 9)
+    found = autoencoder.Autoencoder(model(on)[0])
+    found.load_state_dict(own.state_dict())
+    return found
+
+
+def recoded(on):
+    """Inverted with codes, decoded with others, and what one noisy image becomes."""
+    own, run = coder(on), {"steps": 2}
+    coded = autoencoder.invert_images(own, on(faces()), **run)
+    change = on(torch.linspace(-1, 1, 64))
+    with torch.no_grad():
+        noisy = own(on(faces()), on(torch.tensor([3, 900])), on(faces()))
+    return coded, autoencoder.edit(own, coded, change, **run), noisy
+
+
+def coded_file(on):
+    """Written to a file and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        autoencoder.save(coder(on), Path(folder))
+        return autoencoder.codes(autoencoder.load(model(on)[0], Path(folder)), on(faces()))
+
+
+def code_direction(on):
+    codes = torch.linspace(0, 999, 40 * 64).sin().view(40, 64)
+    return autoencoder.direction(on(codes), on(codes[:, 0] > codes[:, 1]))
 
 
 def tuned(on):
@@ -183,6 +220,14 @@ def plain_bases(on, function):
 
 
 CASES |= {
+    "hspace.autoencoder.Autoencoder": recoded,
+    "hspace.autoencoder.codes": coded_file,
+    "hspace.autoencoder.invert_images": recoded,
+    "hspace.autoencoder.decode": recoded,
+    "hspace.autoencoder.edit": recoded,
+    "hspace.autoencoder.direction": code_direction,
+    "hspace.autoencoder.save": coded_file,
+    "hspace.autoencoder.load": coded_file,
     "hspace.baselines.epsilon_shift": lambda on: baselines.epsilon_shift(
         *model(on), epsilon_changes(on), steps=2, symmetric=True
     ),
