@@ -1,0 +1,102 @@
+"""Attributes that a ruler finds on a photograph of a garment: no network, one number per image.
+
+Images are float32 in [−1, 1], (n, 1, 32, 32), background −1. What a measure says of a garment
+without that part (the sleeves of a shoe) means nothing; `TABLE` names the classes that have it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+THRESHOLD = -0.8  # darker is background
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean grey value of the garment's pixels, (n,); −1 without any."""
+    inside = images[:, 0] > THRESHOLD
+    total = (images[:, 0] * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    return total.where(inside.any(2).any(1), -1.0)
+
+
+def shape(images: Tensor) -> Tensor:
+    """Height over width of the smallest box around the garment, (n,); 0 for an empty image."""
+    box = _box(images)
+    return (box.height / box.width.clamp(min=1)).where(box.height > 0, 0.0)
+
+
+def sleeves(images: Tensor, reach: int = 5) -> Tensor:
+    """Share of the outer strips of the lower half of the box that the garment fills, (n,).
+
+    A strip is `reach` columns wide on either side: a short sleeve ends above it, a long one hangs
+    down into it.
+    """
+    box = _box(images)
+    place = torch.arange(32, device=images.device)
+    from_left, from_right = place - box.left[:, None], box.right[:, None] - place
+    inner = torch.minimum(from_left, from_right)  # negative outside the box
+    near = (inner >= 0) & (inner < reach)
+    lower = (2 * place > (box.top + box.bottom)[:, None]) & (place <= box.bottom[:, None])
+    strips = lower[:, :, None] & near[:, None]
+    return (box.inside & strips).sum((1, 2)) / strips.sum((1, 2)).clamp(min=1)
+
+
+def heel(images: Tensor) -> Tensor:
+    """Mean height of the sole's middle over the ground in pixels, (n,): the arch before a heel.
+
+    The middle is from 40 to 75 % of the way from toe (left) to heel.
+    """
+    box = _box(images)
+    sole = 31 - box.inside.flip(1).float().argmax(1)  # the lowest lit row of each column
+    place = torch.arange(32, device=images.device)
+    way = (place - box.left[:, None]) / (box.width[:, None] - 1).clamp(min=1)
+    middle = (way > 0.4) & (way < 0.75) & box.inside.any(1)
+    return ((box.bottom[:, None] - sole) * middle).sum(1) / middle.sum(1).clamp(min=1)
+
+
+class Measure(NamedTuple):
+    """A measure, the threshold that halves it, names below and above, and classes that have it."""
+
+    of: Callable[[Tensor], Tensor]
+    threshold: float
+    names: tuple[str, str]
+    classes: tuple[str, ...] = ()  # all
+
+
+# thresholds: near the medians of the training photographs, between the modes of sleeves
+TABLE = {
+    "sleeves": Measure(sleeves, 0.5, ("short", "long"), ("T-shirt", "pullover", "coat", "shirt")),
+    "heel": Measure(heel, 1.0, ("flat", "raised"), ("sandal", "sneaker", "boot")),
+    "shape": Measure(shape, 1.25, ("wide", "tall")),
+    "brightness": Measure(brightness, 0.28, ("dark", "bright")),
+}
+
+
+class _Box(NamedTuple):
+    """Pixels of the garment (n, 32, 32), and the first and last row and column that hold one."""
+
+    inside: Tensor
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+
+    @property
+    def height(self) -> Tensor:
+        return (self.bottom - self.top + 1).float()
+
+    @property
+    def width(self) -> Tensor:
+        return (self.right - self.left + 1).float()
+
+
+def _box(images: Tensor) -> _Box:
+    inside = images[:, 0] > THRESHOLD
+    return _Box(inside, *_span(inside.any(2)), *_span(inside.any(1)))
+
+
+def _span(lit: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last lit place of (n, 32); 0 and −1 without any."""
+    last = 31 - lit.flip(1).float().argmax(1)
+    return lit.float().argmax(1), last.where(lit.any(1), -1)
