@@ -33,12 +33,7 @@ def sleeves(images: Tensor, reach: int = 5) -> Tensor:
     down into it.
     """
     box = _box(images)
-    place = torch.arange(32, device=images.device)
-    from_left, from_right = place - box.left[:, None], box.right[:, None] - place
-    inner = torch.minimum(from_left, from_right)  # negative outside the box
-    near = (inner >= 0) & (inner < reach)
-    lower = (2 * place > (box.top + box.bottom)[:, None]) & (place <= box.bottom[:, None])
-    strips = lower[:, :, None] & near[:, None]
+    strips = _strips(box, reach)
     return (box.inside & strips).sum((1, 2)) / strips.sum((1, 2)).clamp(min=1)
 
 
@@ -73,6 +68,26 @@ TABLE = {
 }
 
 
+def without(images: Tensor, part: str) -> Tensor:
+    """The photographs with one part taken away: what is left of a pair that differs in it alone.
+
+    "sleeves": the strips of `sleeves` become background; "hem": the lowest fifth of the garment
+    does; "shade": the garment's pixels go down by a half, not below the threshold of background.
+
+    Raises:
+        ValueError: for another part.
+    """
+    box, place = _box(images), torch.arange(32, device=images.device)
+    hem = 5 * (box.bottom[:, None] - place) < (box.bottom - box.top + 1)[:, None]
+    if part == "shade":
+        darker = (images - 0.5).clamp(min=THRESHOLD + 0.02)
+        return darker.where(box.inside[:, None], images)
+    gone = {"sleeves": _strips(box), "hem": hem[:, :, None]}.get(part)
+    if gone is None:
+        raise ValueError(f"part = {part!r}, expected 'sleeves', 'hem' or 'shade'")
+    return images.masked_fill((gone & box.inside)[:, None], -1.0)
+
+
 class _Box(NamedTuple):
     """Pixels of the garment (n, 32, 32), and the first and last row and column that hold one."""
 
@@ -94,6 +109,15 @@ class _Box(NamedTuple):
 def _box(images: Tensor) -> _Box:
     inside = images[:, 0] > THRESHOLD
     return _Box(inside, *_span(inside.any(2)), *_span(inside.any(1)))
+
+
+def _strips(box: _Box, reach: int = 5) -> Tensor:
+    """The outer strips of the lower half of the box, (n, 32, 32) bool."""
+    place = torch.arange(32, device=box.left.device)
+    inner = torch.minimum(place - box.left[:, None], box.right[:, None] - place)
+    near = (inner >= 0) & (inner < reach)  # negative outside the box
+    lower = (2 * place > (box.top + box.bottom)[:, None]) & (place <= box.bottom[:, None])
+    return lower[:, :, None] & near[:, None]
 
 
 def _span(lit: Tensor) -> tuple[Tensor, Tensor]:
