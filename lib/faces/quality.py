@@ -6,6 +6,7 @@ Images are float32 in [−1, 1], shape (n, 3, h, w).
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,10 @@ def chroma(images: Tensor, where: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Tensor], Tensor]:
-    """A score fitted to rendered `faces`: images (n, 3, h, w) -> log-density (n,) + const.
+def completeness(
+    faces: Tensor, *, components: int = COMPONENTS, family: Any = judge
+) -> Callable[[Tensor], Tensor]:
+    """A score fitted to rendered `faces`: images (n, c, h, w) -> log-density (n,) + const.
 
     Statistics y of an image (means over a 2 × 2 grid and root mean squares of every channel in the
     first three stages of judge a, and the logarithmic size of the first and second differences of
@@ -68,13 +71,14 @@ def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Te
         y | o ~ N(W o, Σ),   Σ = the leading principal components of the residuals plus σ² I,
 
     probabilistic principal components (Tipping and Bishop 1999) of what the attributes leave open.
+    family: the module of the judges, that of the faces or of the garments.
     Raises ValueError for fewer than twice as many faces as components, or images the judge refuses.
     """
     if len(faces) < 2 * components:
         raise ValueError(
             f"{len(faces)} faces for {components} components; give at least {2 * components}"
         )
-    y, o = _statistics(faces)
+    y, o = _statistics(faces, family)
     mean, scale = y.mean(0), y.std(0) + 1e-4
     weights = torch.linalg.lstsq(o, (y - mean) / scale, driver="gelsd").solution
     residual = (y - mean) / scale - o @ weights
@@ -84,7 +88,7 @@ def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Te
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
-        y, o = _statistics(images)
+        y, o = _statistics(images, family)
         residual = (y - mean) / scale - o @ weights
         inside = residual @ basis.T
         outside = residual.square().sum(1) - inside.square().sum(1)
@@ -93,20 +97,19 @@ def completeness(faces: Tensor, *, components: int = COMPONENTS) -> Callable[[Te
     return score
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(images: Tensor, family: Any) -> tuple[Tensor, Tensor]:
     """Statistics y (n, k) and one-hot read attributes with a constant (n, m)."""
-    parts = [_part(part) for part in images.split(256)]
+    parts = [_part(part, family) for part in images.split(256)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _part(images: Tensor) -> tuple[Tensor, Tensor]:
-    network = judge.load("a", device=images.device)
-    maps = network.layers(judge.resize(images, network.size))[:3]
+def _part(images: Tensor, family: Any) -> tuple[Tensor, Tensor]:
+    maps = family.load("a", device=images.device).layers(images)[:3]
     means = [F.adaptive_avg_pool2d(f, 2).flatten(1) for f in maps]
     sizes = [f.square().mean((2, 3)).sqrt() for f in maps]
     slopes = [images.diff(n=n, dim=dim).flatten(2) for n in (1, 2) for dim in (-1, -2)]
     edges = [s.square().mean(2).clamp(min=1e-8).log() for s in slopes]
-    read = judge.logits(images).values()
+    read = family.logits(images).values()
     classes = [F.one_hot(z.argmax(1), z.shape[1]) for z in read]
     constant = torch.ones(len(images), 1, device=images.device)
     return torch.cat([*means, *sizes, *edges], 1).double(), torch.cat(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,18 +193,25 @@ def sweep(plain: Tensor, way: Way, name: str, levels: Sequence[float], gain: flo
 
 
 def gain_at_distance(
-    plain: Tensor, way: Callable[[float], Tensor], name: str, levels: Sequence[float], at: float
+    plain: Tensor,
+    way: Callable[[float], Tensor],
+    name: str,
+    levels: Sequence[float],
+    at: float,
+    *,
+    family: Any = attributes,
 ) -> tuple[Tensor, float]:
     """Gains (n,) of an edit where its images have moved by `at` on average, and how far they got.
 
     Levels rise and are run until the mean distance reaches `at`; gains are linear in the distance
-    in between. If it is never reached, the gains are those of the last level.
+    in between. If it is never reached, the gains are those of the last level. family: who judges,
+    with the functions `score`, whose first part are the gains, and `distance`.
     """
     far, gains = 0.0, torch.zeros(len(plain))
     for c in levels:
         image = way(c)
-        moved = float(attributes.distance(plain, image).mean())
-        own = attributes.score(plain, image, name).gains
+        moved = float(family.distance(plain, image).mean())
+        own = family.score(plain, image, name)[0]
         if moved >= at > far:
             return gains + (at - far) / (moved - far) * (own - gains), at
         far, gains = moved, own

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from lib.kit.verdicts import Bound, above, below, within
 
 LISTED = Path(__file__).with_suffix(".toml")
+SECOND = {"07_photographs": "garments"}  # asks the claims of other numbers of a second family
 
 
 class Claim(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib.kit import session, stamps
 from lib.kit import verdicts as rule
-from lib.kit.claims import CLAIMS, Claim
+from lib.kit.claims import CLAIMS, SECOND, Claim
 from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
 
 __all__ = ["CLAIMS", "Bound", "Claim", "Controls", "above", "below", "verdict", "within"]
@@ -54,7 +54,7 @@ def record(
         "null": rule.plain_all("null", null),
         "second_route": rule.plain_all("second_route", second_route),
         "setting": setting,
-        "family": family or entry.family,
+        "family": family or SECOND.get(_lesson()) or entry.family,
         "bound": None,
         "controls": controls and rule.plain_all("controls", controls._asdict()),
         "verdict": verdict,
@@ -86,7 +86,7 @@ def _claim(claim: str) -> Claim:
     if claim not in CLAIMS:
         raise ValueError(f"unknown claim {claim!r}{session.nearest(claim, CLAIMS)}")
     entry, run = CLAIMS[claim], session.current()
-    if entry.notebook != stamps.lesson_of(run.notebook):
+    if entry.notebook != _lesson() and _lesson() not in SECOND:
         raise ValueError(f"claim {claim!r} belongs to {entry.notebook}, this is {run.notebook}")
     if stamps.recorder(run.notebook) != run.notebook:
         raise ValueError(
@@ -94,6 +94,10 @@ def _claim(claim: str) -> Claim:
             f"to notebooks/{stamps.recorder(run.notebook)}.ipynb"
         )
     return entry
+
+
+def _lesson() -> str:
+    return stamps.lesson_of(session.current().notebook)
 
 
 def _agreed(entry: Claim, given: Bound | None) -> Bound:
@@ -132,6 +136,12 @@ def lacks_controls(row: Mapping) -> bool:
     return bool(row["error"]) and not row.get("controls")
 
 
+def of_this_run() -> dict[str, dict]:
+    """Return the rows that the current run and earlier ones of its profile have recorded."""
+    run = session.current()
+    return read(run.output / stamps.rows_name(run.profile))
+
+
 def read(path: Path) -> dict[str, dict]:
     """Return the rows of a results file; no file, no rows."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -144,8 +154,7 @@ def table(notebook: str):
     """
     from IPython.display import Markdown
 
-    run, lesson = session.current(), stamps.lesson_of(notebook)
-    rows = read(run.output / stamps.rows_name(run.profile))
+    lesson, rows = stamps.lesson_of(notebook), of_this_run()
     chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == lesson}
     head = ("claim", "paper", "measured", "bound", "trivial", "second route", "verdict")
     return Markdown(markdown(head, map(_cells, chosen.values())))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from lib.kit import results, stamps
-from lib.kit.claims import CLAIMS, Claim
+from lib.kit.claims import CLAIMS, SECOND, Claim
 
 PAPERS = {
     "hessian": "Hessian Geometry of Latent Space in Generative Models",
@@ -12,9 +12,10 @@ PAPERS = {
     "svd": "Exploring the latent space of diffusion models directly through SVD",
     "models": "The embedded models",
 }
+SHORT = ("measured ± error (n)", "null", "verdict")
 COUNTED = ("reproduced", "partly", "not reproduced", "not tested here", "open")
 HEAD = ("claim", "reported", "paper's setting", "our setting", "family", "measured ± error (n)")
-HEAD += ("bound", "trivial", "controls", "verdict", "notebook")
+HEAD += ("bound", "trivial", "controls", "verdict", "on garments", "notebook")
 OLDER, UNCONTROLLED, ELSEWHERE = "†", "°", "‡"
 TOTALS = ("paper", "claims", *COUNTED, OLDER, UNCONTROLLED)
 LEGEND = (
@@ -52,6 +53,40 @@ def rows() -> dict[str, dict]:
     return found
 
 
+def second_rows() -> dict[str, dict]:
+    """Return {claim: its best committed row on a second family of images}."""
+    return {claim: row for lesson in SECOND for claim, row in stamps.best_rows(lesson).items()}
+
+
+def carried_over(found: Mapping[str, dict]) -> str:
+    """Return in a sentence how many claims have a second verdict, and for how many it is equal."""
+    second = {claim: row for claim, row in second_rows().items() if claim in found}
+    same = sum(row["verdict"] == found[claim]["verdict"] for claim, row in second.items())
+    return (
+        f"{len(second)} claims have a second verdict, on photographs of garments; for {same} of "
+        "them it is that on faces."
+    )
+
+
+def families_table(second: Mapping[str, dict]):
+    """Return rows of a second family beside the committed ones of the first, for display."""
+    from IPython.display import Markdown
+
+    first, lines = rows(), []
+    for claim, row in second.items():
+        own = first.get(claim)
+        same = "-" if own is None else "yes" if own["verdict"] == row["verdict"] else "**no**"
+        lines.append((CLAIMS[claim].statement, *_short(own), *_short(row), same))
+    columns = [f"{family}: {part}" for family in ("faces", "garments") for part in SHORT]
+    return Markdown(results.markdown(("claim", *columns, "same verdict?"), lines))
+
+
+def _short(row: Mapping | None) -> tuple[str, ...]:
+    if row is None:
+        return "-", "-", "open"
+    return results.measured_text(row), results.number_text(row["null"]), row["verdict"]
+
+
 def paper_of(claim: Claim) -> str:
     """Return the title of the paper that makes a claim."""
     return PAPERS[claim.id.split(".")[0]]
@@ -70,8 +105,8 @@ def _reported(entry: Claim, row: Mapping | None) -> str:
     return " ".join(filter(None, parts))
 
 
-def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
-    """Return the cells of a claim's line below HEAD."""
+def line(entry: Claim, row: Mapping | None, second: Mapping | None = None) -> tuple[str, ...]:
+    """Return the cells of a claim's line below HEAD; second: its row on another family."""
     given = row or {"measured": None, "error": None, "n": None, "null": None}
     recorder = stamps.recorder(entry.notebook)
     return (
@@ -85,6 +120,7 @@ def line(entry: Claim, row: Mapping | None) -> tuple[str, ...]:
         results.number_text(given["null"]),
         controls_text(given),
         _verdict(row) + (f": {row['reason']}" if row and row["reason"] else ""),
+        f"{second['verdict']} [{second['profile']}]" if second else "-",
         f"[{recorder}](notebooks/{recorder}.ipynb)",
     )
 
@@ -149,16 +185,18 @@ def summary() -> str:
         for e, r in chosen
     )
     headlines = results.markdown(("claim", "reported", "measured ± error (n)", "verdict"), short)
-    return "\n\n".join([results.markdown(TOTALS, totals(found)), headlines, LEGEND])
+    parts = results.markdown(TOTALS, totals(found)), carried_over(found), headlines, LEGEND
+    return "\n\n".join(parts)
 
 
 def page() -> str:
     """Return all rows as Markdown, by paper and section."""
-    found, parts, above = rows(), [], ""
+    found, second, parts, above = rows(), second_rows(), [], ""
     for section in dict.fromkeys((paper_of(c), c.section) for c in CLAIMS.values()):
         own = [c for c in CLAIMS.values() if (paper_of(c), c.section) == section]
         parts += [f"## {section[0]}"] * (section[0] != above) + [f"### {section[1]}"]
-        parts.append(results.markdown(HEAD, (line(entry, found.get(entry.id)) for entry in own)))
+        lines = (line(entry, found.get(entry.id), second.get(entry.id)) for entry in own)
+        parts.append(results.markdown(HEAD, lines))
         above = section[0]
     return "\n\n".join([results.markdown(TOTALS, totals(found)), *parts])
 

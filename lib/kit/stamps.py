@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 
 from lib.kit import digests, session
-from lib.kit.claims import CLAIMS
+from lib.kit.claims import CLAIMS, SECOND
 
 EVIDENCE = "evidence/"
 COMMITTED = session.PROFILES[1:]
@@ -107,7 +107,8 @@ def _bounds(name: str) -> list:
     """What the list of claims asks of this notebook's rows, without its words."""
     if recorder(name) != name:
         return []
-    own = (claim for claim in CLAIMS.values() if claim.notebook == lesson_of(name))
+    lesson = lesson_of(name)
+    own = (claim for claim in CLAIMS.values() if claim.notebook == lesson or lesson in SECOND)
     return [[claim.id, claim.reported, claim.unit, claim.needs, claim.bound] for claim in own]
 
 

@@ -1,13 +1,32 @@
 """The model card beside trained weights: what they are, how they were made, what was measured."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.faces import avatars
 
 
-def write_card(folder: Path, name: str, purpose: str, limits: str, metrics: dict) -> None:
-    """README.md beside the weights: what it is and is not, how it was made, what was measured."""
-    training = metrics["training"]
+class Source(NamedTuple):
+    """What the images of a training are, where the measures were taken, and who made them."""
+
+    images: str
+    measured: str
+    attribution: str
+
+
+def _faces() -> Source:
+    images = f"faces drawn and rendered by `lib/faces/avatars.py` (recipe {avatars.recipe()})"
+    return Source(images, "label sets", avatars.attribution())
+
+
+def write_card(
+    folder: Path, name: str, purpose: str, limits: str, metrics: dict, source: Source | None = None
+) -> None:
+    """README.md beside the weights: what it is and is not, how it was made, what was measured.
+
+    source: of the images, by default the faces.
+    """
+    training, source = metrics["training"], source or _faces()
     curve = " The loss curve of the training is in `metrics.json`." * ("loss_curve" in training)
     text = f"""---
 license: mit
@@ -18,14 +37,14 @@ license: mit
 {purpose} Weights in half precision, safetensors.
 
 Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
-faces drawn and rendered by `lib/faces/avatars.py` (recipe {avatars.recipe()}){_cost(metrics)}.
+{source.images}{_cost(metrics)}.
 
-Measured on held-out label sets (`metrics.json`):
+Measured on held-out {source.measured} (`metrics.json`):
 
 {_table(metrics)}
 Limits: {limits}{curve}
 
-{avatars.attribution()}
+{source.attribution}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -47,6 +66,8 @@ def _table(metrics: dict) -> str:
         name = measure.replace("_", " ")
         if isinstance(value, (int, float)) and not measure.endswith("seed"):
             lines.append(f"| {name} | {value} | |")
+        elif measure == "accuracy" and "32" not in value:
+            lines += [f"| {name}: {key} | {share} | |" for key, share in value.items()]
         elif isinstance(value, dict) and "32" in value and "64" in value:
             pairs = ((key, value["32"][key], value["64"][key]) for key in value["32"])
             lines += [f"| {name}: {key} | {small} | {large} |" for key, small, large in pairs]

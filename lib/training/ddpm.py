@@ -24,7 +24,7 @@ def ddpm_task() -> Task:
         save=_save_ddpm,
         evaluate=measure_ddpm,
         samples=lambda network: sample_ddpm(network, 64),
-        save_snapshot=lambda network, folder: _pipeline(network).save_pretrained(folder),
+        save_snapshot=lambda network, folder: pipeline(network).save_pretrained(folder),
         snapshots={"snapshot-1-16": 1 / 16, "snapshot-1-4": 1 / 4},
         steps=16_000,
         batch=32,
@@ -72,7 +72,11 @@ def _ddpm_data() -> tuple[int, Callable]:
 def _ddpm_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:
     (images,) = batch
     flip = torch.rand(len(images), 1, 1, 1, generator=rng).round().to(images.device)
-    images = torch.lerp(images, images.flip(-1), flip)
+    return noise_error(network, torch.lerp(images, images.flip(-1), flip), rng)
+
+
+def noise_error(network: nn.Module, images: Tensor, rng: torch.Generator) -> Tensor:
+    """`weighted_noise_error` of a U-Net of pixels on this schedule."""
     predict = lambda noisy, t: network(noisy, t).sample  # noqa: E731
     return weighted_noise_error(predict, images, _scheduler().alphas_cumprod, rng)
 
@@ -97,11 +101,14 @@ def weighted_noise_error(
 
 
 @torch.no_grad()
-def sample_ddpm(network: nn.Module, count: int, *, steps: int = 50, seed: int = 0) -> Tensor:
-    """Images of the diffusion model by DDIM, (count, 3, 32, 32), clamped to [−1, 1]."""
+def sample_ddpm(
+    network: nn.Module, count: int, *, steps: int = 50, seed: int = 0, channels: int = 3
+) -> Tensor:
+    """Images of the diffusion model by DDIM, (count, channels, 32, 32), clamped to [−1, 1]."""
     scheduler = _scheduler()
     scheduler.set_timesteps(steps)
-    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, channels, 32, 32, generator=rng)
     for t in scheduler.timesteps:
         noise = torch.cat([network(part, t).sample for part in images.split(64)])
         images = scheduler.step(noise, t, images).prev_sample
@@ -141,7 +148,7 @@ def shipped(network: nn.Module) -> nn.Module:
     return network
 
 
-def _pipeline(network: nn.Module) -> Any:
+def pipeline(network: nn.Module) -> Any:
     """The pipeline in half precision; the network itself stays as it is."""
     from diffusers import DDIMPipeline
 
@@ -149,7 +156,7 @@ def _pipeline(network: nn.Module) -> Any:
 
 
 def _save_ddpm(network: nn.Module, folder: Path, metrics: dict) -> None:
-    _pipeline(network).save_pretrained(folder)
+    pipeline(network).save_pretrained(folder)
     purpose = "Pixel diffusion model of the kit's faces at 32 px; it has never seen pink hair."
     limits = (
         "it knows drawn, frontal faces on plain backgrounds and nothing else: no textures, "

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.diffusion import images
-from lib.training import autoencoder, ddpm, scorers, sd
+from lib.training import autoencoder, ddpm, garments, scorers, sd
 from lib.training.task import BUILD, MODELS, Task
 
 
@@ -357,7 +357,7 @@ def _draw_losses(folder: Path, losses: list[float], name: str) -> None:
 
 def tasks() -> dict[str, Callable[[], Task]]:
     """Every network of the kit in the order of training, {name: function that gives its task}."""
-    return scorers.TASKS | ddpm.TASKS | autoencoder.TASKS | sd.TASKS
+    return scorers.TASKS | ddpm.TASKS | autoencoder.TASKS | sd.TASKS | garments.TASKS
 
 
 def main(arguments: list[str] | None = None) -> int:

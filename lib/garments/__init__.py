@@ -1,0 +1,1 @@
+"""The second family: photographs of garments, and their judges."""
