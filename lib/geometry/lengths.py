@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib.geometry.checks import Metric, Values, float64
