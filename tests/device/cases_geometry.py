@@ -228,9 +228,11 @@ CASES |= {
         on(5 * T), on(T), box=on(BOX), grid=4, steps=6
     )[0](on(FEW)),
     "geometry.learned.from_noisy": lambda on: from_features.from_noisy(
-        on(T.float()), on(T), 0.3, box=on(BOX), grid=6, steps=6
+        on(T.float()), on(T), 0.3, box=on(BOX), grid=6, steps=20
     )(on(FEW)),
-    "geometry.learned.from_swaps": lambda on: from_features.from_swaps(on(T), on(T))(on(FEW)),
+    "geometry.learned.from_swaps": lambda on: from_features.from_swaps(
+        on(T + 0.5 * (37 * T).sin()), on(T)
+    )(on(FEW)),
     "geometry.lengths.Panels": lambda on: lengths.panels(*lifted(on), scan=8).curve_length(
         on(CURVE)
     ),

@@ -106,6 +106,8 @@ EXCEPTIONS |= {
     "slices.fractal.koch": "numbers in, numbers out",
     "slices.fractal.readings": "numbers in, numbers out",
     "slices.fractal.share_above": "takes the array of `readings` alone",
+    "slices.worlds.Wall": "a control; coordinates of a slice are on the CPU",
+    "slices.worlds.Globe": "a control; coordinates of a slice are on the CPU",
     "slices.fractal.check_window": "numbers in, nothing out",
     "slices.maps.overlap": "takes the arrays of `ridges` alone",
     "slices.plane.grid": "numbers in; `Slice` moves the coordinates",
