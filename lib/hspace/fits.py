@@ -10,7 +10,6 @@ import argparse
 import itertools
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +66,7 @@ def probes(faces: avatars.Faces) -> dict[str, Tensor]:
     """Where the kit's CLIP sees an attribute, from rendered faces: {attribute: (d + 1,)}.
 
     Fisher's direction w = Σ⁻¹ (μ_with − μ_without) of their embeddings, of length one, and what
-    three in four of those with the attribute exceed along it. Labels are those of the drawing.
+    nine in ten of those with the attribute exceed along it. Labels are those of the drawing.
     """
     images, found = avatars.to_float(faces.images), {}
     embedded = torch.cat([encode(part) for part in images.split(128)]).double()
@@ -82,33 +81,32 @@ def probes(faces: avatars.Faces) -> dict[str, Tensor]:
         apart = groups[0].mean(0) - groups[1].mean(0)
         w = torch.linalg.solve(scatter + 1e-5 * torch.eye(len(apart)), apart)
         w = w / w.norm()
-        found[name] = torch.cat([w, (groups[0] @ w).quantile(0.25)[None]]).float()
+        found[name] = torch.cat([w, (groups[0] @ w).quantile(0.1)[None]]).float()
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Enough:
     """Whether the kit's CLIP sees an attribute in images, (n,) bool: where an edit may stop.
 
-    It does where an image lies further along the `probes` than three in four rendered faces with
-    it. No judge has a part. Raises ValueError for an attribute without a probe.
+    It does where an image lies further along the `probes` than nine in ten rendered faces with it.
+    No judge has a part. Raises ValueError for an attribute without a probe.
     """
 
     name: str
+    probe: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in _shipped_probes():
-            raise ValueError(f"attribute {self.name!r}: choose of {', '.join(_shipped_probes())}")
+        if self.probe is None:
+            known = load_file(PROBES)
+            if self.name not in known:
+                raise ValueError(f"attribute {self.name!r}: choose of {', '.join(known)}")
+            object.__setattr__(self, "probe", known[self.name])
 
     def __call__(self, images: Tensor) -> Tensor:
         """(n,) bool of images (n, c, h, w)."""
-        probe = _shipped_probes()[self.name].to(images.device)
+        probe = self.probe.to(images.device)
         return encode(images.float()) @ probe[:-1] >= probe[-1]
-
-
-@cache
-def _shipped_probes() -> dict[str, Tensor]:
-    return load_file(PROBES)
 
 
 class Fit(NamedTuple):
