@@ -55,8 +55,11 @@ def reference(generator: Generator, images: Tensor) -> Reference:
     """What held-out images (n, c, h, w) in [-1, 1] of the model's family score.
 
     The limits are half as much again as the largest error of the images, and as their largest
-    distance, or what one in 200 exceeds where the statistics are Gaussian.
+    distance, or what one in 200 exceeds where the statistics are Gaussian. Raises ValueError for
+    fewer than twelve images.
     """
+    if len(images) < 12:
+        raise ValueError(f"{len(images)} images: give twelve or more, better a few hundred")
     latents = invert(generator, images, steps=STEPS)
     rows = statistics(latents)
     precision = torch.linalg.inv(torch.cov(rows.T) + 1e-9 * torch.eye(rows.shape[1]))

@@ -1,4 +1,4 @@
-"""Train what edits in h-space need: one f_t per attribute, and a classifier that has seen noise.
+"""Train what edits in h-space need: one f_t per attribute, and where an edit may stop.
 
     python -m lib.hspace.fits [ATTRIBUTE ...] [--model avatars-ddpm] [--out models/hspace]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from lib.hspace import baselines, schedule, trained
 from lib.hspace.taps import MIDDLE
 
 FOLDER = judge.MODELS / "hspace"
+PROBES = FOLDER / "probes" / "clip.safetensors"
 # The paper weights the L1 term by 3 cos(source text, target text). Cosines of this CLIP's texts lie
 # near zero, because its captions are few and far apart, so the weight is a number here.
 SETTINGS = {"steps": 20, "batch": 8, "rate": 0.2, "clip_weight": 0.8, "recon_weight": 1.0}
@@ -49,14 +51,10 @@ def text_direction(name: str, *, device: str | torch.device = "cpu") -> Tensor:
 
     Raises ValueError for an attribute that the captions do not know.
     """
-    return functional.normalize(_text_change(name, device), dim=0)
-
-
-def _text_change(name: str, device: str | torch.device) -> Tensor:
     without, having = zip(*templates(name), strict=True)
     source = judge.embed_texts(list(without), device=device)
     target = judge.embed_texts(list(having), device=device)
-    return (target - source).mean(0)
+    return functional.normalize((target - source).mean(0), dim=0)
 
 
 def encode(images: Tensor) -> Tensor:
@@ -64,42 +62,51 @@ def encode(images: Tensor) -> Tensor:
     return judge.embed_images(images.clamp(-1, 1))
 
 
-# What the embeddings of nine in ten rendered faces with the attribute exceed, along its texts.
-ENOUGH = {
-    "smile": -0.03,
-    "glasses": -0.01,
-    "beard": -0.18,
-    "hat": 0.13,
-    "long hair": 0.29,
-    "blond hair": 0.56,
-}
+def probes(faces: avatars.Faces) -> dict[str, Tensor]:
+    """Where the kit's CLIP sees an attribute, from rendered faces: {attribute: (d + 1,)}.
 
-
-def margin(images: Tensor, name: str) -> Tensor:
-    """How much nearer images (n, c, h, w) are to the captions with an attribute than without, (n,).
-
-    E_I(x) · mean over templates of E_T(with) − E_T(without), by the kit's CLIP.
+    Fisher's direction w = Σ⁻¹ (μ_with − μ_without) of their embeddings, of length one, and what
+    nine in ten of those with the attribute exceed along it. Labels are those of the drawing.
     """
-    return encode(images) @ _text_change(name, images.device)
+    images, found = avatars.to_float(faces.images), {}
+    embedded = torch.cat([encode(part) for part in images.split(128)]).double()
+    for name, attribute in attributes.ATTRIBUTES.items():
+        classes = [avatars.CLASSES[attribute.head].index(c) for c in attribute.classes]
+        drawn = torch.from_numpy(faces.labels[attribute.head]).long()
+        having = torch.isin(drawn, torch.tensor(classes))
+        groups = embedded[having], embedded[~having & (drawn != avatars.UNDEFINED)]
+        if min(map(len, groups)) < 2:
+            continue
+        scatter = sum(len(g) * torch.cov(g.T) for g in groups) / len(embedded)
+        apart = groups[0].mean(0) - groups[1].mean(0)
+        w = torch.linalg.solve(scatter + 1e-5 * torch.eye(len(apart)), apart)
+        w = w / w.norm()
+        found[name] = torch.cat([w, (groups[0] @ w).quantile(0.1)[None]]).float()
+    return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Enough:
-    """Whether the kit's CLIP finds an attribute in images, (n,) bool: where an edit may stop.
+    """Whether the kit's CLIP sees an attribute in images, (n,) bool: where an edit may stop.
 
-    It does where the `margin` exceeds what nine in ten rendered faces with the attribute have.
-    Raises ValueError for an attribute without such faces.
+    It does where an image lies further along the `probes` than nine in ten rendered faces with it.
+    No judge has a part. Raises ValueError for an attribute without a probe.
     """
 
     name: str
+    probe: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ENOUGH:
-            raise ValueError(f"attribute {self.name!r}: choose one of {', '.join(ENOUGH)}")
+        if self.probe is None:
+            known = load_file(PROBES)
+            if self.name not in known:
+                raise ValueError(f"attribute {self.name!r}: choose of {', '.join(known)}")
+            object.__setattr__(self, "probe", known[self.name])
 
     def __call__(self, images: Tensor) -> Tensor:
         """(n,) bool of images (n, c, h, w)."""
-        return margin(images, self.name) >= ENOUGH[self.name]
+        probe = self.probe.to(images.device)
+        return encode(images.float()) @ probe[:-1] >= probe[-1]
 
 
 class Fit(NamedTuple):
@@ -159,84 +166,6 @@ def fit_whole(generator: models.Generator, name: str, latents: Tensor, **options
     return Fit(dict(tuned.unet.state_dict()), [], time.perf_counter() - begin)
 
 
-class NoisyClassifier(nn.Module):
-    """log p(y | x_t) of every head from a noisy face and its time, for classifier guidance."""
-
-    def __init__(self, heads: dict[str, int], *, width: int = 32) -> None:
-        super().__init__()
-        self.heads = heads
-        self.time = nn.Sequential(nn.Linear(1, 4 * width), nn.SiLU())
-        self.inside = nn.Sequential(
-            nn.Conv2d(3, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.GroupNorm(8, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 4 * width, 3, 2, 1), nn.GroupNorm(8, 4 * width), nn.SiLU(),
-        )  # fmt: skip
-        self.after = nn.Sequential(
-            nn.Conv2d(4 * width, 4 * width, 3, 2, 1), nn.SiLU(), nn.Flatten(),
-            nn.Linear(16 * 4 * width, 128), nn.SiLU(), nn.Linear(128, sum(heads.values())),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
-        """Logits per head; x (n, 3, 32, 32) at noise level sqrt(1 − α_t), (n,)."""
-        h = self.inside(x) + self.time(level[:, None])[:, :, None, None]
-        return dict(zip(self.heads, self.after(h).split(list(self.heads.values()), 1), strict=True))
-
-
-def train_classifier(
-    alphas: Tensor, *, updates: int, batch: int = 64, rate: float = 2e-3, seed: int = 5
-) -> NoisyClassifier:
-    """A noise-aware classifier of rendered faces, for one noise schedule, (T,) products."""
-    faces = avatars.load("train", min(60_000, updates * batch), pink=False)
-    labels = {k: torch.from_numpy(v).long() for k, v in faces.labels.items() if k != "eyes"}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = NoisyClassifier({k: len(avatars.CLASSES[k]) for k in labels})
-    optimiser = torch.optim.AdamW(network.parameters(), rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
-    rng = torch.Generator().manual_seed(seed)
-    for _ in range(updates):
-        rows = torch.randint(len(faces.images), (batch,), generator=rng).sort().values
-        clean = avatars.to_float(faces.images[rows.numpy()])
-        alpha = alphas[torch.randint(len(alphas), (batch,), generator=rng)].float()
-        noise = torch.randn(clean.shape, generator=rng)
-        signal, level = (a.view(-1, 1, 1, 1) for a in (alpha.sqrt(), (1 - alpha).sqrt()))
-        logits = network(signal * clean + level * noise, level.flatten())
-        own = {k: v[rows] for k, v in labels.items()}
-        loss = sum(
-            functional.cross_entropy(logits[k], own[k], ignore_index=avatars.UNDEFINED)
-            for k in labels
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        decay.step()
-    return network.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True, eq=False)
-class ClassGradient:
-    """The function (x, t) -> ∇_x log p(attribute | x_t) for `baselines.guide`.
-
-    alphas: (T,) cumulative products of the schedule that the network was trained for.
-    """
-
-    network: NoisyClassifier
-    alphas: Tensor
-    name: str
-
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """Gradient of the shape of x, (n, 3, 32, 32), at one training time."""
-        attribute = attributes.named(self.name)
-        classes = list(avatars.CLASSES[attribute.head])
-        chosen = [classes.index(c) for c in attribute.classes]
-        with torch.enable_grad():
-            point = x.detach().float().requires_grad_(True)
-            level = (1 - self.alphas[t]).sqrt().to(point).expand(len(point))
-            logits = self.network.to(point.device)(point, level)[attribute.head]
-            value = logits.log_softmax(1)[:, chosen].logsumexp(1).sum()
-            return torch.autograd.grad(value, point)[0].to(x)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Train and save f_t of the named attributes (all that the model was trained with)."""
     known = [name for name in attributes.ATTRIBUTES if name != "pink hair"]
@@ -252,9 +181,13 @@ def main(arguments: list[str] | None = None) -> None:
     size = generator.image_shape[1]
     faces = avatars.to_float(avatars.load("held-out", 32, size=size).images)
     t_edit = schedule.t_edit(schedule.curves(generator, faces, attributes.distance, steps=50))
-    known = avatars.to_float(avatars.load("held-out", chosen.images, size=size, pink=False).images)
+    many = max(chosen.images, 24)
+    known = avatars.to_float(avatars.load("held-out", many, size=size, pink=False).images)
     chosen.out.mkdir(parents=True, exist_ok=True)
     familiar.save(generator, familiar.reference(generator, known), chosen.out / "familiar.json")
+    seen = probes(avatars.load("held-out", attributes.REFERENCE))
+    (chosen.out / PROBES.parent.name).mkdir(exist_ok=True)
+    save_file(seen, chosen.out / PROBES.parent.name / PROBES.name)
     noise = generator.noise(chosen.images, 10_000)
     for name in chosen.names:
         file = chosen.out / f"{name.replace(' ', '-')}.safetensors"

@@ -158,26 +158,6 @@ def of_fit(on):
     return fits.block_of(generator, fit, **RUN)(on(H), 999)
 
 
-def classifier(on):
-    network = fits.NoisyClassifier({"mouth": 4}, width=8)
-    classes = len(fits.avatars.CLASSES["mouth"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = fits.NoisyClassifier({"mouth": classes}, width=8)
-    x = on(judge.resize(faces(), 32))
-    return on(network), fits.ClassGradient(network, tiny().alphas, "smile"), x
-
-
-def noisy_logits(on):
-    network, _, x = classifier(on)
-    return network(x, on(torch.tensor([0.2, 0.8])))
-
-
-def class_gradient(on):
-    _, own, x = classifier(on)
-    return own(x, 300)
-
-
 def curves(on):
     generator, _ = model(on)
     found = schedule.curves(generator, faces(), attributes.distance, steps=3)
@@ -318,15 +298,12 @@ CASES |= {
     "hspace.editing.reconstruct": lambda on: hspace.reconstruct(*model(on), t_boost=400, **STEPS),
     "hspace.fits.text_direction": lambda on: fits.text_direction("smile", device=on.device),
     "hspace.fits.encode": lambda on: fits.encode(on(faces())),
-    "hspace.fits.margin": lambda on: fits.margin(on(faces()), "smile"),
     "hspace.fits.Enough": lambda on: fits.Enough("smile")(on(faces())),
     "hspace.fits.fit_block": lambda on: towards_smile(on, fits.fit_block, **RUN)[:2],
     "hspace.fits.block_of": of_fit,
     "hspace.fits.fit_whole": lambda on: towards_smile(
         on, fits.fit_whole, steps=2, t_start=500, short=2
     ).state["conv_in.weight"],
-    "hspace.fits.NoisyClassifier": noisy_logits,
-    "hspace.fits.ClassGradient": class_gradient,
     "hspace.means.mean_over_samples": lambda on: means.mean_over_samples(
         *model(on), constant(on), progress=False, **RUN
     ),
@@ -359,7 +336,7 @@ EXCEPTIONS |= {
     "hspace.deltas.finite_number": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
-    "hspace.fits.train_classifier": "trains on the CPU; `ClassGradient` moves it",
+    "hspace.fits.probes": "from drawn faces to a file, on the CPU",
     "hspace.published.data_set": NUMBERS,
     "hspace.published.text_direction": "texts in; `published.edit` moves what comes out",
     "hspace.schedule.edit_steps": NUMBERS,

@@ -53,3 +53,8 @@ def test_a_reference_is_read_as_it_was_written(gaussian, tmp_path, monkeypatch):
     again = familiar.shipped(gaussian)
     assert torch.equal(again.mean, known.mean) and torch.equal(again.precision, known.precision)
     assert again[2:] == (9.0, 0.1) and [p.name for p in tmp_path.iterdir()] == ["familiar.json"]
+
+
+def test_a_reference_takes_more_than_a_few(gaussian):
+    with pytest.raises(ValueError, match="2 images: give twelve"):
+        familiar.reference(gaussian, torch.zeros(2, *gaussian.image_shape))

@@ -811,7 +811,7 @@ def test_training_turns_the_change_of_fresh_samples_towards_the_text(pixel):
 
     before, x = cosine(), pixel.noise(16, 1)
     history = trained.train(pixel, block, x, toy_encode, TOWARDS, passes=3, **run)
-    assert cosine() > before + 0.5
+    assert cosine() > before + 0.4
     assert sum(row["loss"] for row in history[-4:]) < sum(row["loss"] for row in history[:4])
 
 
