@@ -175,7 +175,6 @@ EXCEPTIONS |= {
     "svd.mixing.cosine_basis": "a number in; `atom_pair` moves the basis",
     "svd.properties.times": "numbers in, numbers out",
     "svd.properties.planted_overlaps": "numbers in, numbers out",
-    "svd.comparison.Entry": "a record of what the caller gives",
     "svd.comparison.swept": "takes records of numbers",
     "svd.comparison.prices": "takes records of numbers",
     "svd.comparison.lead": "takes arrays of numbers",
