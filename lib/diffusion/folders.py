@@ -19,7 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
 CONVERTED = ROOT / "cache" / "converted"
-EMBEDDED = ("avatars-ddpm", "avatars-sd")
+EMBEDDED = ("avatars-ddpm", "garments-ddpm", "avatars-sd")
 WORDS = "words.json"  # beside a tokenizer: all the words of the captions, where these are few
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 

@@ -150,7 +150,8 @@ def _checked(images: Tensor, name: str = "images") -> Tensor:
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(
-            f"{name} has shape {tuple(images.shape)}, expected (n, 3, size, size) with RGB images."
+            f"{name} has shape {tuple(images.shape)}, expected (n, 3, size, size) with RGB images; "
+            "grey garments have judges of their own, lib.garments.judge, and no captions."
         )
     if not images.is_floating_point():
         raise ValueError(f"{name} has type {images.dtype}, expected float32 in [-1, 1].")

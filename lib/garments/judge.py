@@ -17,9 +17,7 @@ from lib.garments import measures, photographs
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 KINDS = list(photographs.CLASSES)
-CLASSES = {"kind": KINDS} | {
-    name: list(measure.names) for name, measure in measures.TABLE.items()
-}
+CLASSES = {"kind": KINDS} | {name: list(measure.names) for name, measure in measures.TABLE.items()}
 TOLERANCE = 1e-3  # rounding of a decoder that ends in a clamp
 
 
@@ -35,7 +33,9 @@ class Judge(nn.Module):
         self.name = name
         self.stages = nn.ModuleList(_stages_a() if name == "a" else _stages_b())
         flat = [nn.Flatten(), nn.Linear(64 * 16, 96), nn.ReLU(), nn.Dropout(0.3)]
-        self.top = nn.Sequential(*(flat if name == "a" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]))
+        self.top = nn.Sequential(
+            *(flat if name == "a" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+        )
         self.heads = nn.Linear(96, sum(map(len, CLASSES.values())))
         # Reference statistics of photographs, fixed after training.
         self.register_buffer("pair_distance", torch.ones(()))

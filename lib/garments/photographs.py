@@ -65,7 +65,9 @@ def held_out() -> Photographs:
 
 def _photographs(images: np.ndarray, labels: np.ndarray) -> Photographs:
     pixels = torch.tensor(images, dtype=torch.float32).unsqueeze(1) / 127.5 - 1
-    return Photographs(F.pad(pixels, (2, 2, 2, 2), value=-1.0), torch.tensor(labels, dtype=torch.long))
+    return Photographs(
+        F.pad(pixels, (2, 2, 2, 2), value=-1.0), torch.tensor(labels, dtype=torch.long)
+    )
 
 
 def _content(name: str, folder: str | Path | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The networks of the photographs: a pixel diffusion model by the recipe of the faces, two judges."""
+"""The networks of the photographs: a pixel model by the recipe of the faces, and two judges."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +24,7 @@ LIMITS = (
     "it knows single garments on black at 28 px (padded to 32), grey, shoes that point left, and "
     "nothing else."
 )
+
 
 def garments_task() -> Task:
     """Pixel diffusion of the 60,000 training photographs at 32 px, as `ddpm.ddpm_task`."""

@@ -53,7 +53,9 @@ def test_a_part_is_taken_away_and_nothing_else():
     assert measures.sleeves(bare).item() == 0.0
     assert torch.equal(bare[..., :16, :], LONG[..., :16, :])
     shorter = measures.without(LONG, "hem")
-    assert torch.equal(shorter[..., :23, :], LONG[..., :23, :]) and (shorter[..., 23:, :] == -1).all()
+    assert (
+        torch.equal(shorter[..., :23, :], LONG[..., :23, :]) and (shorter[..., 23:, :] == -1).all()
+    )
     darker = measures.without(LONG, "shade")
     assert measures.brightness(darker).item() == pytest.approx(0.0)
     assert torch.equal(darker == -1, LONG == -1)
