@@ -162,12 +162,6 @@ def log_odds(logits: dict[str, Tensor], attribute: str, *names: str) -> Tensor:
     return z[:, chosen].logsumexp(1) - z[:, ~chosen].logsumexp(1)
 
 
-def embed_images(images: Tensor) -> Tensor:
-    """Unit pooled features of judge b, (n, 96): what stands in for an embedding by CLIP."""
-    images = _checked(images)
-    return F.normalize(load("b", device=images.device).pooled(images), dim=1)
-
-
 def raw_distance(network: Judge, a: Tensor, b: Tensor) -> Tensor:
     """Σ over layers of the mean over positions of |f_a − f_b|², unit features f of b; (n,)."""
     pairs = zip(network.layers(a), network.layers(b), strict=True)
