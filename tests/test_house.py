@@ -36,8 +36,6 @@ KEPT = {  # reached by tests alone, and why
     "lib.faces.avatars.GOLDEN_FACES": "golden hash: drawn numbers must not change",
     "lib.faces.avatars.GOLDEN_PIXELS": "golden hash: drawn pixels must not change",
     "lib.faces.avatars.GOLDEN_SPLIT": "golden hash: the held-out faces must stay held out",
-    "lib.faces.avatars.options": "oracle: the choices of the drawing library",
-    "lib.faces.avatars.render": "oracle: one face by the drawing library itself",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
     "lib.geometry.lengths.curve_energy": "a contract: what geodesics make as small as they can",
@@ -45,7 +43,6 @@ KEPT = {  # reached by tests alone, and why
     "lib.geometry.metric.scalar_curvature": "the curvature of any metric, its oracle",
     "lib.kit.cache.key": "a contract: what decides whether a kept result is taken",
     "lib.physics.ising_onsager.onsager_free_energy": "a contract, and oracle of the samplers",
-    "lib.svd.atoms.bbp_value": "closed form of the top singular value, beside its overlap",
 }
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lib import intervals
+from lib.diffusion.models import real_numbers
 from lib.faces import avatars, judge
 from lib.intervals import Interval, as_array
 
@@ -80,18 +81,6 @@ class Scores(NamedTuple):
         return float(self.kept.nanmean())
 
 
-class Outcome(NamedTuple):
-    """What one edit did on average: `Scores` reduced, and the distance from the plain images."""
-
-    gain: float
-    off_target: float
-    unchanged: float
-    distance: float
-
-
-NOTHING = Outcome(0.0, 0.0, 1.0, 0.0)  # an edit of no strength: every sweep starts from it
-
-
 def named(name: str) -> Attribute:
     """The attribute called `name`; raises ValueError for one that the captions do not know."""
     if name not in ATTRIBUTES:
@@ -103,6 +92,13 @@ def log_odds(images: Tensor, name: str) -> Tensor:
     """ℓ of one attribute for images (n, 3, h, w), clamped to [−1, 1] first; (n,)."""
     attribute = named(name)
     return judge.log_odds(_logits(images), attribute.head, *attribute.classes)
+
+
+def standardised(images: Tensor, names: Sequence[str]) -> Tensor:
+    """ℓ / s of several attributes, for images clamped to [−1, 1]; (n, names)."""
+    found = _logits(images)
+    chosen = [named(name)[:2] for name in names]
+    return torch.stack([judge.log_odds(found, h, *c) / spread(h, c) for h, c in chosen], 1)
 
 
 def labels(images: Tensor) -> dict[str, Tensor]:
@@ -152,17 +148,6 @@ def score(plain: Tensor, edited: Tensor, name: str) -> Scores:
     return Scores(*(part.cpu() for part in (change, lacking, having, leaks, kept)))
 
 
-def at_gain(outcomes: Sequence[Outcome], gain: float) -> Outcome | None:
-    """The outcome at one gain, interpolated between rising strengths from "nothing changed".
-
-    None where no strength reaches the gain. Raises ValueError for a gain that is not positive.
-    """
-    _require_positive(gain)
-    swept = [NOTHING, *outcomes]
-    found = intervals.read_off([own.gain for own in swept], swept, gain)
-    return None if np.isnan(found[0]) else Outcome(*map(float, found))
-
-
 class AtGain(NamedTuple):
     """What an edit costs where it reaches a gain: intervals, and the strength that reaches it."""
 
@@ -180,24 +165,20 @@ def matched(
     *,
     draws: int = 300,
 ) -> AtGain | None:
-    """`at_gain` with bootstrap intervals over the images; None where no strength reaches the gain.
+    """Costs at a gain, between rising strengths from "nothing changed"; None if none reaches it.
 
-    strengths rise; scores and distances (n,) hold one entry for each. Resamples that do not reach
-    the gain are left out, so that the intervals are those of the edits that do. Raises ValueError
-    for a gain that is not positive.
+    scores and distances (n,) hold one entry for each strength. Resamples of the images that do not
+    reach the gain are left out, so that the intervals are those of the edits that do. Raises
+    ValueError for a gain that is not positive.
     """
-    _require_positive(gain)
-
-    def reached(*swept: Scores | Tensor) -> np.ndarray:
-        own = list(zip(swept[: len(scores)], swept[len(scores) :], strict=True))
-        costs = [NOTHING[1:], *((s.off_target, s.unchanged, float(d.mean())) for s, d in own)]
-        table = np.column_stack([(0.0, *strengths), costs])
-        return intervals.read_off([0.0, *(s.gain for s, _ in own)], table, gain)
-
-    strength, *costs = reached(*scores, *distances)
+    if not gain > 0:
+        raise ValueError(f"gain = {gain}: give a positive number")
+    cut, samples = len(scores), (*scores, *distances)
+    reached = lambda *swept: _costs(strengths, swept[:cut], swept[cut:], gain)  # noqa: E731
+    strength, *costs = reached(*samples)
     if np.isnan(strength):
         return None
-    drawn = np.array(_resampled(reached, *scores, *distances, draws=draws)).T[1:]
+    drawn = np.array(_resampled(reached, *samples, draws=draws)).T[1:]
     return AtGain(float(strength), *map(intervals.of_draws, costs, drawn))
 
 
@@ -209,12 +190,8 @@ def matched_gap(
     first, second: scores at rising strengths. Images are drawn for both together; resamples in
     which one of them does not reach the gain are left out.
     """
-
-    def leak(scores: Sequence[Scores]) -> float:
-        found = at_gain([Outcome(s.gain, s.off_target, s.unchanged, 0.0) for s in scores], gain)
-        return found.off_target if found else float("nan")
-
-    cut = len(first)
+    cut, none = len(first), torch.zeros(1)
+    leak = lambda s: _costs([0.0] * len(s), s, [none] * len(s), gain)[1]  # noqa: E731
     return interval(lambda *s: leak(s[:cut]) - leak(s[cut:]), *first, *second, draws=draws)
 
 
@@ -263,9 +240,12 @@ def _resampled(
     return [statistic(*(_rows(s, pick) for s in samples)) for pick in picks]
 
 
-def _require_positive(gain: float) -> None:
-    if not gain > 0:
-        raise ValueError(f"gain = {gain}: give a positive number")
+def _costs(strengths: Sequence, scores: Sequence, distances: Sequence, gain: float) -> np.ndarray:
+    """Strength, off-target change, unchanged share and distance at a gain; NaN: not reached."""
+    swept = zip(strengths, scores, distances, strict=True)
+    rows = [(c, s.off_target, s.unchanged, float(d.mean())) for c, s, d in swept]
+    gains = [0.0, *(s.gain for s in scores)]
+    return intervals.read_off(gains, [(0.0, 0.0, 1.0, 0.0), *rows], gain)
 
 
 def _rows(sample: Scores | Tensor, pick: Tensor) -> Scores | Tensor:
@@ -287,7 +267,7 @@ def _standardised(before: dict, after: dict, head: str, classes: tuple[str, ...]
 
 
 def _logits(images: Tensor) -> dict[str, Tensor]:
-    return judge.logits(images.detach().float().clamp(-1, 1))
+    return judge.logits(real_numbers(images, "images").detach().float().clamp(-1, 1))
 
 
 def _classes(logits: dict[str, Tensor]) -> dict[str, Tensor]:

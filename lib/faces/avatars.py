@@ -136,9 +136,7 @@ def draw(n: int, split: str = "train", *, seed: int = 0) -> Faces:
 
     Face i depends on `seed`, `split` and i alone. A split keeps the faces whose hash of parts is
     its own, one sixth of all label sets being held out.
-
-    Raises:
-        ValueError: for an unknown split or n < 0.
+    Raises ValueError for an unknown split or n < 0.
     """
     if split not in COUNTS:
         raise ValueError(f"split = {split!r}, expected one of {sorted(COUNTS)}.")
@@ -196,12 +194,7 @@ def labels(parts: np.ndarray) -> dict[str, np.ndarray]:
     return result
 
 
-def options(parts: np.ndarray, jitter: np.ndarray) -> dict:
-    """The DiceBear options that pin every part of one face, from its rows `parts` and `jitter`."""
-    return portraits.options(*_named(parts), tuple(jitter.tolist()))
-
-
-def _named(parts: np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
+def named(parts: np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
     """Shapes and colours of one face, as `portraits` takes them; "" is undefined."""
     part = {
         name: "" if index == UNDEFINED else variants[index]
@@ -210,21 +203,6 @@ def _named(parts: np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
     shapes = {name: part[name] for name in ("hair", "eyes", "mouth", "facial_hair")}
     colours = {"hair": part["hair_colour"], "facial_hair": part["facial_hair_colour"]}
     return shapes, colours | {name: part[name] for name in ("skin", "background")}
-
-
-def render(options: dict, size: int) -> np.ndarray:
-    """One face as RGB, uint8 (size, size, 3), cropped to the head.
-
-    Raises:
-        ValueError: for a part or an option that the style does not have.
-    """
-    from dicebear import Avatar
-
-    try:
-        svg = Avatar(portraits.style(), options).to_string()
-    except Exception as error:
-        raise ValueError(f"options = {options}: the style refuses them ({error}).") from error
-    return portraits.rasterise(svg, size)
 
 
 def render_faces(
@@ -259,7 +237,7 @@ def _parallel(function: Callable, items: Iterable, processes: int) -> Iterator:
 def _render_chunk(chunk: tuple[np.ndarray, np.ndarray, int]) -> np.ndarray:
     parts, jitter, size = chunk
     rows = zip(parts, jitter.tolist(), strict=True)
-    images = [portraits.rasterise(portraits.svg(*_named(p), j), size) for p, j in rows]
+    images = [portraits.rasterise(portraits.svg(*named(p), j), size) for p, j in rows]
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
@@ -276,9 +254,7 @@ def load(
 
     `n` defaults to the whole split (60,000 or 12,000). The images are memory-mapped and read-only.
     `pink=False` withholds pink hair, as the diffusion models are trained: fewer than `n` remain.
-
-    Raises:
-        ValueError: for an unknown split, n < 1 or a size below 8 px.
+    Raises ValueError for an unknown split, n < 1 or a size below 8 px.
     """
     if size < 8 or (n is not None and n < 1):
         raise ValueError(f"size = {size}, n = {n}: expected at least 8 pixels and one face.")

@@ -48,9 +48,7 @@ def caption(classes: dict[str, str | None], *, rng: np.random.Generator | None =
 
     Without `rng` it names all of them in a fixed order. With it, each is dropped with probability
     ½, all of them in one caption of ten, and what is left comes in random order.
-
-    Raises:
-        ValueError: for an unknown attribute or class.
+    Raises ValueError for an unknown attribute or class.
     """
     phrases = [_phrase(attribute, value) for attribute, value in classes.items() if value]
     phrases = [phrase for phrase in phrases if phrase]
@@ -90,9 +88,7 @@ def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarra
     """Where all phrases are true, bool (n,), of class indices {attribute: (n,)}, drawn or read.
 
     An attribute that is not visible (index UNDEFINED) makes no phrase of it true.
-
-    Raises:
-        ValueError: for a phrase that is not among `MEANINGS`.
+    Raises ValueError for a phrase that is not among `MEANINGS`.
     """
     true = np.ones(len(next(iter(classes.values()))), bool)
     for phrase in phrases:
@@ -142,9 +138,7 @@ def _pieces(word: str, merges: list[tuple[str, str]]) -> list[str]:
 
 def check(texts: list[str]) -> None:
     """Refuse texts that a tokenizer would take silently and wrongly.
-
-    Raises:
-        ValueError: for a word outside the grammar, or more words than a caption can hold.
+    Raises ValueError for a word outside the grammar, or more words than a caption can hold.
     """
     for text in texts:
         check_words(text, WORDS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.diffusion.models import real_numbers
 from lib.faces import captions
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -110,21 +111,16 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
+@lru_cache(maxsize=4)
 def load(judge: str, *, device: torch.device | str = "cpu", models: Path = MODELS) -> Judge:
     """Judge "a" or "b" from its folder, float32, frozen, in evaluation mode.
 
-    Raises:
-        ValueError: for an unknown judge, or when its weights are missing or unreadable.
+    Raises ValueError for an unknown judge, or when its weights are missing or unreadable.
     """
-    if judge not in _ARCHITECTURES:
-        raise ValueError(f"judge = {judge!r}, expected one of {sorted(_ARCHITECTURES)}.")
-    return _load(judge, str(torch.device(device)), str(models))
-
-
-@lru_cache(maxsize=4)
-def _load(judge: str, device: str, models: str) -> Judge:
     from safetensors.torch import load_file
 
+    if judge not in _ARCHITECTURES:
+        raise ValueError(f"judge = {judge!r}, expected one of {sorted(_ARCHITECTURES)}.")
     folder = Path(models) / f"judge-{judge}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -147,7 +143,7 @@ def metrics(judge: str) -> dict:
 
 
 def _checked(images: Tensor, name: str = "images") -> Tensor:
-    images = torch.as_tensor(images)
+    images = real_numbers(images, name)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(
             f"{name} has shape {tuple(images.shape)}, expected (n, 3, size, size) with RGB images; "
@@ -165,9 +161,7 @@ def logits(images: Tensor, *, judge: str = "a") -> dict[str, Tensor]:
     """Logits of every judged attribute, {attribute: (n, classes)}; class names in `classes`.
 
     An attribute below 95% held-out accuracy is not judged and has no entry.
-
-    Raises:
-        ValueError: for images of another shape or outside [−1, 1], or an unknown judge.
+    Raises ValueError for images of another shape or outside [−1, 1], or an unknown judge.
     """
     images = _checked(images)
     return load(judge, device=images.device)(images)
@@ -175,9 +169,7 @@ def logits(images: Tensor, *, judge: str = "a") -> dict[str, Tensor]:
 
 def attributes(images: Tensor, *, judge: str = "a") -> dict[str, Tensor]:
     """Class probabilities of every judged attribute, {attribute: (n, classes)}: softmax of logits.
-
-    Raises:
-        ValueError: as `logits`.
+    Raises ValueError as `logits`.
     """
     return {name: z.softmax(dim=1) for name, z in logits(images, judge=judge).items()}
 
@@ -189,9 +181,7 @@ def classes(*, judge: str = "a") -> dict[str, list[str]]:
 
 def log_odds(logits: dict[str, Tensor], attribute: str, *names: str) -> Tensor:
     """ℓ = log Σ_{j in names} exp z_j − log Σ_{j not in names} exp z_j for one attribute, (n,).
-
-    Raises:
-        ValueError: for an unknown attribute or class, or when no class is left on either side.
+    Raises ValueError for an unknown attribute or class, or when no class is left on either side.
     """
     known = classes()
     if attribute not in known or attribute not in logits:
@@ -205,9 +195,7 @@ def log_odds(logits: dict[str, Tensor], attribute: str, *names: str) -> Tensor:
 
 def features(images: Tensor) -> Tensor:
     """Pooled features of judge b, (n, 128), the space of the Fréchet distance.
-
-    Raises:
-        ValueError: as `logits`.
+    Raises ValueError as `logits`.
     """
     images = _checked(images)
     return load("b", device=images.device).pooled(images)
@@ -230,9 +218,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
         d(a, b) = Σ_layers mean_positions |f_a − f_b|² / mean over random pairs of faces
 
     with unit-normalised features f of judge b.
-
-    Raises:
-        ValueError: for different shapes, or images that `logits` refuses.
+    Raises ValueError for different shapes, or images that `logits` refuses.
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.shape != b.shape:
@@ -248,9 +234,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
     over 64 fixed principal components of judge b's pooled features; tr Σ is their variance over
     rendered faces. Not an FID.
-
-    Raises:
-        ValueError: for fewer than two images, unequal counts, or images that `logits` refuses.
+    Raises ValueError for fewer than two images, unequal counts, or images that `logits` refuses.
     """
     if len(a) < 2 or len(a) != len(b):
         raise ValueError(
@@ -280,9 +264,7 @@ def _root(x: Tensor) -> Tensor:
 
 def components(images: Tensor) -> Tensor:
     """The 64 principal components of judge b's pooled features that `frechet` uses, float64.
-
-    Raises:
-        ValueError: for images that `logits` refuses.
+    Raises ValueError for images that `logits` refuses.
     """
     with torch.no_grad():
         return _components(images, "images")
@@ -297,9 +279,7 @@ def _components(images: Tensor, name: str) -> Tensor:
 
 def clip_similarity(images: Tensor, text: str | list[str]) -> Tensor:
     """Cosine between kit-CLIP embeddings of images and text: (n,) for a text, (n, m) for a list.
-
-    Raises:
-        ValueError: for a word outside the grammar, a text too long, or images as in `logits`.
+    Raises ValueError for a word outside the grammar, a text too long, or images as in `logits`.
     """
     texts = [text] if isinstance(text, str) else list(text)
     embedded = embed_images(images)
@@ -313,9 +293,7 @@ def directional_similarity(
     """cos(ΔI, ΔT) per image pair, (n,): does the edit move as the texts do?
 
     ΔI and ΔT are differences of unit kit-CLIP embeddings. Where nothing changes it is 0.
-
-    Raises:
-        ValueError: for different shapes, equal texts, or what `clip_similarity` refuses.
+    Raises ValueError for different shapes, equal texts, or what `clip_similarity` refuses.
     """
     before, after = _checked(before, "before"), _checked(after, "after")
     if before.shape != after.shape:
@@ -331,9 +309,7 @@ def directional_similarity(
 
 def embed_images(images: Tensor) -> Tensor:
     """Unit kit-CLIP embeddings of images, (n, 96).
-
-    Raises:
-        ValueError: for images that `logits` refuses.
+    Raises ValueError for images that `logits` refuses.
     """
     images = _checked(images)
     network, _ = clip(device=images.device)
@@ -343,34 +319,27 @@ def embed_images(images: Tensor) -> Tensor:
 
 def embed_texts(texts: list[str], *, device: torch.device | str = "cpu") -> Tensor:
     """Unit kit-CLIP embeddings of texts, (m, 96).
-
-    Raises:
-        ValueError: for a word outside the grammar or a text too long.
+    Raises ValueError for a word outside the grammar or a text too long.
     """
+    if not texts:
+        raise ValueError("no text at all: give one, or a list of them")
     captions.check(texts)
     network, tokenizer = clip(device=device)
     tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device)
     return F.normalize(network.get_text_features(**tokens).pooler_output, dim=1)
 
 
+@lru_cache(maxsize=4)
 def clip(*, device: torch.device | str = "cpu", models: Path = MODELS) -> tuple[nn.Module, Any]:
     """The kit's `CLIPModel` (frozen, float32, plain-softmax attention) and its tokenizer.
 
-    Raises:
-        ValueError: when the folder is missing or unreadable.
+    Raises ValueError when the folder is missing or unreadable.
     """
-    return _load_clip(str(torch.device(device)), str(models))
-
-
-@lru_cache(maxsize=4)
-def _load_clip(device: str, models: str) -> tuple[nn.Module, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = Path(models) / "clip"
+    folder, own = Path(models) / "clip", {"attn_implementation": "eager", "dtype": torch.float32}
     try:
-        network = CLIPModel.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
-        )
+        network = CLIPModel.from_pretrained(folder, local_files_only=True, **own)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ValueError(

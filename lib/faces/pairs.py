@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lib.faces import avatars
+from lib.faces import attributes, avatars, judge
 from lib.faces.avatars import PARTS
 
 COLOURED = ("long", "extraLong", "bobCut", "curly", "fade", "mohawk", "curlyHighTop")
@@ -36,6 +37,29 @@ ATTRIBUTES = {
     "smile": Attribute("mouth", "frown", "smile", {"facial_hair": BARE}),
     "grey hair": Attribute("hair_colour", "2b1b17", "9c9c9c", {"hair": COLOURED}),
     "dark skin": Attribute("skin", "eeb4a4", "623d36"),
+}
+
+
+class Task(NamedTuple):
+    """An edit: which pair, with (1) or without (-1) its attribute, and what the judges look for."""
+
+    pair: str
+    sign: int
+    head: str
+    wanted: tuple[str, ...]
+    text: str
+
+
+BEARDS = ("goatee", "walrus", "pyramid")
+TASKS = {  # two opposite pairs, like the paper's four tasks, then four more
+    "with glasses": Task("glasses", 1, "eyewear", ("glasses",), "a face with glasses"),
+    "without glasses": Task("glasses", -1, "eyewear", ("none",), "a face without glasses"),
+    "smiling": Task("big smile", 1, "mouth", ("smile", "big smile"), "a face with a big smile"),
+    "frowning": Task("big smile", -1, "mouth", ("frown",), "a face frowning"),
+    "hat": Task("beanie", 1, "hat", ("yes",), "a face with a hat"),
+    "beard": Task("walrus beard", 1, "facial_hair", BEARDS, "a face with a moustache"),
+    "grey hair": Task("grey hair", 1, "hair_colour", ("grey",), "a face with grey hair"),
+    "dark skin": Task("dark skin", 1, "skin", ("dark",), "a face with dark skin"),
 }
 
 
@@ -67,6 +91,37 @@ def render(attribute: str, n: int, *, size: int = 32, seed: int = 0) -> Pairs:
         faces = avatars.Faces(parts.copy(), jitter)
         images.append(avatars.to_float(avatars.render_faces(faces, size, processes=1)))
     return Pairs(*images)
+
+
+def judged(task: str, images: Tensor, source: Tensor) -> dict[str, np.ndarray]:
+    """What an edit for a task did to source images, four numbers for each of n images, (n,) each.
+
+    success: judge a sees a wanted class (0 or 1); off: `attributes.total_variation` of the others;
+    distance: `judge.distance` to the source; clip: 100 max(cos, 0) of the kit's CLIP and the text.
+    Raises ValueError for an unknown task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: choose one of {list(TASKS)}")
+    _, _, head, wanted, text = TASKS[task]
+    before, after = judge.attributes(source), judge.attributes(images)
+    return {
+        "success": _among(after[head], head, wanted).double().numpy(),
+        "off": attributes.total_variation(before, after, head),
+        "distance": judge.distance(source, images).double().numpy(),
+        "clip": 100 * judge.clip_similarity(images, text).clamp(min=0).double().numpy(),
+    }
+
+
+def shows(images: Tensor, attribute: str) -> Tensor:
+    """Where judge a sees an attribute of `ATTRIBUTES`, (n,) bool."""
+    part, _, present, _ = ATTRIBUTES[attribute]
+    ((head, value), *_) = PARTS[part][present][1].items()
+    return _among(judge.attributes(images)[head], head, (value,))
+
+
+def _among(probabilities: Tensor, head: str, wanted: Sequence[str]) -> Tensor:
+    numbers = torch.tensor([judge.classes()[head].index(name) for name in wanted])
+    return torch.isin(probabilities.argmax(1).cpu(), numbers)
 
 
 def _rng(seed: int, face: int, purpose: int) -> np.random.Generator:

@@ -22,11 +22,7 @@ NAME = "openai/clip-vit-large-patch14"
 REVISION = "32bd64288804d66eefd0ccbe215aa642df71cc41"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-BACKBONES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
+BACKBONE = "alexnet-owt-7be5be79.pth"
 EXTRA = "install it with `pip install -e .[metrics]`, torchvision in the same build as torch"
 
 
@@ -35,9 +31,7 @@ def clip_score(images: Tensor, texts: str | list[str], *, model: str | Path) -> 
 
     A transformers folder of a `CLIPModel` with its tokenizer, for instance clip-vit-large-patch14.
     One text for all images, or one for each.
-
-    Raises:
-        ValueError: for a folder that is no CLIP, other counts, or images outside [-1, 1].
+    Raises ValueError for a folder that is no CLIP, other counts, or images outside [-1, 1].
     """
     images = _checked(images, "images")
     texts = [texts] * len(images) if isinstance(texts, str) else list(texts)
@@ -119,22 +113,20 @@ def clip_pixels(images: Tensor, size: int) -> Tensor:
     return (unit.clamp(0, 1) - mean) / deviation
 
 
-def lpips(a: Tensor, b: Tensor, *, net: str = "alex") -> Tensor:
-    """LPIPS of image pairs, (n,), with the backbone "alex", "vgg" or "squeeze" of torchvision.
+def lpips(a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS of image pairs, (n,), with torchvision's AlexNet.
 
-    Raises:
-        ValueError: without the extra, without the backbone's weights in torch's hub cache, for an
-            unknown backbone, unequal shapes, or images outside [-1, 1].
+    Raises ValueError without the extra, without the backbone's weights in torch's hub cache, for
+    unequal shapes, or images outside [-1, 1].
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}, not one")
-    if net not in BACKBONES:
-        raise ValueError(f"net = {net!r}, expected one of {sorted(BACKBONES)}")
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
     if not weights.is_file():
-        raise ValueError(f"no weights of {net!r}: place {weights.name} in {weights.parent}")
-    metric = _torchmetrics("lpip").LearnedPerceptualImagePatchSimilarity(net_type=net).to(a.device)
+        raise ValueError(f"no weights of AlexNet: place {weights.name} in {weights.parent}")
+    own = {"net_type": "alex"}
+    metric = _torchmetrics("lpip").LearnedPerceptualImagePatchSimilarity(**own).to(a.device)
     with torch.no_grad():
         return torch.stack([metric(x[None], y[None]) for x, y in zip(a, b, strict=True)])
 
@@ -143,10 +135,8 @@ def fid(a: Tensor, b: Tensor, *, weights: str | Path) -> float:
     """Fréchet inception distance of two sets of images, 2048 features, without unit.
 
     weights: the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
-
-    Raises:
-        ValueError: without the extra or the file, for fewer than two images in a set, or images
-            outside [-1, 1].
+    Raises ValueError without the extra or the file, for fewer than two images in a set, or images
+    outside [-1, 1].
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if min(len(a), len(b)) < 2:

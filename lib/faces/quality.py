@@ -46,6 +46,18 @@ def saturated(images: Tensor) -> Tensor:
     return images.mean((1, 2, 3)).abs() > SATURATED
 
 
+def chroma(images: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean distance of the colours from grey, (n,): √(rg² + yb²), rg = R − G, yb = (R + G)/2 − B.
+
+    The opponent colours of Hasler and Süsstrunk (2003). White teeth and black outlines have none,
+    however hard they are clamped. where: bool (n, h, w), the pixels that count; all by default.
+    """
+    r, g, b = images.double().unbind(1)
+    size = ((r - g).square() + ((r + g) / 2 - b).square()).sqrt()
+    weight = torch.ones_like(size) if where is None else where.to(size)
+    return (size * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+
+
 @torch.no_grad()
 def completeness(
     faces: Tensor, *, components: int = COMPONENTS, family: Any = judge
@@ -60,9 +72,7 @@ def completeness(
 
     probabilistic principal components (Tipping and Bishop 1999) of what the attributes leave open.
     family: the module of the judges, that of the faces or of the garments.
-
-    Raises:
-        ValueError: for fewer than twice as many faces as components, or images the judge refuses.
+    Raises ValueError for fewer than twice as many faces as components, or images the judge refuses.
     """
     if len(faces) < 2 * components:
         raise ValueError(
@@ -109,9 +119,7 @@ def _part(images: Tensor, family: Any) -> tuple[Tensor, Tensor]:
 
 def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
     """Root-mean-square pixel distance to the nearest of `reference` (m, 3, h, w), (n,).
-
-    Raises:
-        ValueError: when the images of the two sets differ in shape.
+    Raises ValueError when the images of the two sets differ in shape.
     """
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(

@@ -1,14 +1,15 @@
 """What the calls of this room ask of their input, one helper for each kind."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Values = Tensor | np.ndarray | Sequence
+from lib.intervals import Values
+
 Metric = Callable[[Tensor], Tensor]  # (n, d) -> (n, d, d), row by row
 Potential = Callable[[Tensor], Tensor]  # (n, d) -> (n,), row by row
 Natural = Callable[[Tensor], Tensor]  # t (n, d) -> θ (n, d), row by row

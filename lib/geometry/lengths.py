@@ -12,12 +12,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lib.geometry.checks import Metric
-
-Values = Tensor | ArrayLike
+from lib.geometry.checks import Metric, Values
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lib.diffusion.models import unit_normal
+from lib.diffusion.models import real_numbers, unit_normal
 from lib.intervals import Values
 
 DEGENERATE = 1e-5  # relative gap; rounding in float32 then turns an atom by about 1e-2
@@ -39,9 +39,9 @@ class Track:
 def as_latents(latents: Values, name: str = "latents") -> Tensor:
     """Finite detached float32 or float64 tensor (..., h, w); other numbers become one of these.
 
-    Raises ValueError for fewer than two axes, an empty axis, or values that are not finite.
+    Raises ValueError for fewer than two axes, an empty axis, and values that are no finite reals.
     """
-    x = torch.as_tensor(latents).detach()
+    x = real_numbers(latents, name).detach()
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float() if x.is_floating_point() else x.double()
     if x.ndim < 2 or x.numel() == 0:
@@ -95,23 +95,33 @@ def gaps(S: Values) -> Tensor:
 
 
 def rescale(
-    latents: Values, index: Values, factor: Values, *, energy_matched: bool = False
+    latents: Values,
+    index: Values,
+    factor: Values,
+    *,
+    energy_matched: bool = False,
+    shift: int = 0,
 ) -> Tensor:
     """Change one atom per channel and nothing else.
 
-    Plain: s_i becomes factor · s_i. Energy-matched: x + factor ‖x‖_F u_i v_iᵀ, ‖x‖_F of the
+    Plain: s_i becomes factor · s_i. Energy-matched: x + factor ‖x‖_F u_i v_jᵀ, ‖x‖_F of the
     channel, a signed step of the same size for every atom, since scaling large atoms confounds size
-    with meaning. index (integers, 0 the largest atom) and factor broadcast over the leading axes of
-    latents (..., h, w): factor (2, 1, 1) scales in the first of three channels only.
-    Raises ValueError for an index outside 0 ... r - 1, or a factor that is not finite.
+    with meaning; j = i + shift modulo the rank, so that a shift pairs the same vectors wrongly.
+    index (integers, 0 the largest atom) and factor broadcast over the leading axes of latents
+    (..., h, w): factor (2, 1, 1) scales in the first of three channels only.
+    Raises ValueError for an index outside 0 ... r - 1, a factor that is not finite, or a shift of
+    a move that is not energy-matched.
     """
     x = as_latents(latents)
     U, S, Vh = decompose(x)
     i, factor = _atom_index(index, S), torch.as_tensor(factor, dtype=x.dtype, device=x.device)
-    if not bool(factor.isfinite().all()):
-        raise ValueError(f"factor = {factor.tolist()} is not finite; give real numbers")
+    if not bool(factor.isfinite().all()) or (shift and not energy_matched):
+        raise ValueError(
+            f"factor = {factor.tolist()} is not finite, or a shift without energy_matched"
+        )
+    j = (i + shift) % S.shape[-1]
     u = U.gather(-1, i[..., None, None].expand(*U.shape[:-1], 1))
-    v = Vh.gather(-2, i[..., None, None].expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
+    v = Vh.gather(-2, j[..., None, None].expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
     value = S.gather(-1, i[..., None])[..., 0]
     size = factor * S.norm(dim=-1) if energy_matched else (factor - 1) * value
     return x + size[..., None, None] * u * v
@@ -169,9 +179,12 @@ def match_atoms(first: Sequence, second: Sequence) -> tuple[Tensor, Tensor]:
     """Pair the atoms of two decompositions one to one, by the largest total |u·u'||v·v'|.
 
     first, second: (U, S, Vh) of equal shapes. Returns for each atom of `first` its partner's index
-    in `second`, and their overlap, both (..., r). Hungarian method; signs do not matter.
+    in `second`, and their overlap, both (..., r). Hungarian method; signs do not matter. Raises
+    ValueError for other shapes.
     """
     (U, _, Vh), (U2, _, Vh2) = first, second
+    if (U.shape, Vh.shape) != (U2.shape, Vh2.shape):
+        raise ValueError(f"U are {tuple(U.shape)} and {tuple(U2.shape)}; give latents of one shape")
     overlap = ((U.mT @ U2) * (Vh @ Vh2.mT)).abs()
     rows = overlap.reshape(-1, *overlap.shape[-2:]).cpu().numpy()
     order = np.stack([linear_sum_assignment(row, maximize=True)[1] for row in rows])
@@ -203,9 +216,12 @@ def track(latents: Values, times: Sequence[int]) -> Track:
 def aligned_atom(latents: Values, pattern: Values) -> tuple[Tensor, Tensor]:
     """Index of the atom nearest to a pattern's first atom (a, b), and |u·a||v·b|, both (...).
 
-    pattern: (..., h, w), e.g. the mean difference of images with and without an attribute.
+    pattern: (..., h, w), e.g. the mean difference of images with and without an attribute. Raises
+    ValueError for a pattern of another height or width.
     """
     U, _, Vh = decompose(latents)
+    if as_latents(pattern, "pattern").shape[-2:] != (U.shape[-2], Vh.shape[-1]):
+        raise ValueError(f"pattern is {tuple(pattern.shape)}, latents {tuple(latents.shape)}")
     a, _, b = (part.to(U) for part in torch.linalg.svd(as_latents(pattern, "pattern")))
     left, right = U.mT @ a[..., :1], Vh @ b[..., :1, :].mT
     overlap, index = (left * right).abs()[..., 0].max(-1)
@@ -223,12 +239,6 @@ def bbp_ratio(theta: Values, n: int, alpha: Values) -> Tensor:
     if n < 1 or not bool((theta >= 0).all()) or not bool(((alpha > 0) & (alpha < 1)).all()):
         raise ValueError(f"n = {n}, theta, alpha: need n >= 1, theta >= 0 and 0 < alpha < 1")
     return theta * (alpha / (1 - alpha) / n).sqrt()
-
-
-def bbp_value(ratio: Values) -> Tensor:
-    """Top singular value in units of √((1 - α) n): θ̂ + 1/θ̂ above the threshold, 2 below."""
-    ratio = torch.as_tensor(ratio, dtype=torch.float64).clamp_min(1)
-    return ratio + 1 / ratio
 
 
 def bbp_overlap(ratio: Values) -> Tensor:

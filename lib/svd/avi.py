@@ -4,9 +4,11 @@ Per channel, y = Ũ diag(s) Ṽᵀ + x_tail with Ũ = [U_x, U_z], Ṽ = [V_x, V_
 reconstruction: Wang et al. 2025 (arXiv 2502.02225) publish neither code nor the losses' form.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, sqrt
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from lib.svd.atoms import as_latents, compose, decompose
 Weights = Sequence[float]
 Bases = tuple[Tensor, Tensor]
 WEIGHTS = (1.0, 1.0, 0.1, 0.1)  # L1 target, L2 source, L3 target values, L4 source values
+WIDTH = 64  # of the hidden layers of the network
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def atom_pair(
     x, z = as_latents(x, "x").double(), as_latents(z, "z").double()
     if x.shape != z.shape:
         raise ValueError(f"x is {tuple(x.shape)}, z {tuple(z.shape)}; give latents of one model")
-    if not 1 <= k <= min(x.shape[-2:]):
+    if not isinstance(k, Integral) or not 1 <= k <= min(x.shape[-2:]):
         raise ValueError(f"k = {k} atoms of {tuple(x.shape[-2:])}: use 1 ... {min(x.shape[-2:])}")
     (ux, sx, vx), (uz, sz, vz) = (_top_atoms(part, k, bases) for part in (x, z))
     tail = x - compose(ux, sx, vx.mT) if keep_tail else torch.zeros_like(x)
@@ -131,10 +134,7 @@ def losses(pair: AtomPair, values: Tensor, target: Tensor | None) -> Tensor:
 
 
 def best_values(
-    pair: AtomPair,
-    weights: Weights = WEIGHTS,
-    reference: str = "mixed",
-    omega: float | None = None,
+    pair: AtomPair, weights: Weights = WEIGHTS, reference: str = "mixed", omega: float | None = None
 ) -> Tensor:
     """Coefficients (..., 2k) that minimise Σ_j λ_j L_j, in closed form, of any sign.
 
@@ -142,11 +142,14 @@ def best_values(
     D = λ3 h w / ‖s_z‖², λ4 h w / ‖s_x‖² on the two halves. Of several minimisers, the smallest.
     """
     target = reference_values(pair, weights, reference, omega)
-    matrix, right, _ = _quadratic(pair, weights, target)
-    level, axes = torch.linalg.eigh(matrix)
-    floor = level[..., -1:] * level.shape[-1] * torch.finfo(level.dtype).eps
-    inverse = torch.where(level > floor, 1 / level, 0.0)
-    return (axes @ (inverse[..., None] * (axes.mT @ right[..., None])))[..., 0]
+    lz, lx, pull_z, pull_x = weights
+    diagonal = torch.empty_like(target)
+    for half, pull, size in zip(_halves(pair), (pull_z, pull_x), _energies(pair), strict=True):
+        diagonal[..., half] = (pull * pair.pixels / size)[..., None]
+    matrix = (lz + lx) * pair.gram + torch.diag_embed(diagonal)
+    goal = lz * pair.project(pair.z - pair.tail) + lx * pair.project(pair.x - pair.tail)
+    right = goal + diagonal * target
+    return (torch.linalg.pinv(matrix, hermitian=True) @ right[..., None])[..., 0]
 
 
 def integrate(
@@ -177,15 +180,15 @@ def integrate(
 class AttributeVectorIntegration(nn.Module):
     """The small network that predicts AVI's coefficients, s = ReLU(s_start + scale · f(s_x, s_z)).
 
-    Per channel an MLP 2k - width - width - 2k with SiLU, in float64, on values over
+    Per channel an MLP 2k - 64 - 64 - 2k with SiLU, in float64, on values over
     scale = √((1 - α) √(hw)), which is free of the noise level. It starts at the mixed reference
-    values, or, with start="random", a random step away from them. Trained on one pair it only
-    parametrises `best_values`; trained on many seeds it can be applied to others.
+    values, or, with start="random", a random step away from them and without the ReLU, since
+    coefficients that it sets to zero get no gradient. Trained on one pair it only parametrises
+    `best_values`; trained on many seeds it can be applied to others.
 
-    channels, k: of the latents; alpha: cumulative product at their time; weights, reference, omega,
-    keep_tail: as in `integrate`, and reference "spectrum", see `losses`; positive=False leaves the
-    ReLU out, which a random start needs: coefficients that it sets to zero get no gradient.
-    `history` holds the mean loss before each training step.
+    channels, k: of the latents; alpha: cumulative product at their time; weights, reference, omega:
+    as in `integrate`, and reference "spectrum", see `losses`. `history` holds the mean loss before
+    each training step.
     """
 
     def __init__(
@@ -197,35 +200,19 @@ class AttributeVectorIntegration(nn.Module):
         weights: Weights = WEIGHTS,
         reference: str = "mixed",
         omega: float | None = None,
-        keep_tail: bool = True,
-        positive: bool = True,
         start: str = "reference",
-        width: int = 64,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config = dict(
-            channels=channels,
-            k=k,
-            alpha=alpha,
-            weights=weights,
-            reference=reference,
-            omega=omega,
-            keep_tail=keep_tail,
-            positive=positive,
-            start=start,
-            width=width,
-            seed=seed,
-        )
+        self.config = {"channels": channels, "k": k, "alpha": alpha, "weights": weights}
+        self.config |= {"reference": reference, "omega": omega, "start": start, "seed": seed}
         _check_network(self.config)
         self.history = torch.zeros(0, dtype=torch.float64)
-        sizes, draw = (2 * k, width, width, 2 * k), torch.Generator().manual_seed(seed)
-        self.matrices, self.offsets = nn.ParameterList(), nn.ParameterList()
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-            shape = (channels, inputs, outputs)
-            matrix = torch.randn(shape, generator=draw, dtype=torch.float64) / sqrt(inputs)
-            self.matrices.append(nn.Parameter(matrix))
-            self.offsets.append(nn.Parameter(torch.zeros(channels, outputs, dtype=torch.float64)))
+        sizes, draw = (2 * k, WIDTH, WIDTH, 2 * k), torch.Generator().manual_seed(seed)
+        shapes = [(channels, a, b) for a, b in pairwise(sizes)]
+        drawn = [torch.randn(s, generator=draw, dtype=torch.float64) / sqrt(s[1]) for s in shapes]
+        self.matrices = nn.ParameterList(drawn)
+        self.offsets = nn.ParameterList(torch.zeros(channels, s[2]).double() for s in shapes)
         if start == "reference":
             nn.init.zeros_(self.matrices[-1])
 
@@ -240,11 +227,13 @@ class AttributeVectorIntegration(nn.Module):
             raise ValueError(f"steps = {steps}, lr = {lr}: both must be positive")
         pair = self.pair(x, z)
         self.to(pair.x.device)
-        objective, optimiser = self._objective(pair), torch.optim.Adam(self.parameters(), lr=lr)
-        history = []
+        own, optimiser = self.config, torch.optim.Adam(self.parameters(), lr=lr)
+        weights, target, history = pair.x.new_tensor(own["weights"]), None, []
+        if own["reference"] != "spectrum":
+            target = reference_values(pair, own["weights"], own["reference"], own["omega"])
         for _ in range(steps):
             optimiser.zero_grad()
-            loss = objective(self(pair)).mean(0)
+            loss = (losses(pair, self(pair), target) @ weights).mean(0)
             loss.sum().backward()
             optimiser.step()
             history.append(loss.detach().mean())
@@ -261,12 +250,12 @@ class AttributeVectorIntegration(nn.Module):
             hidden = torch.einsum("nci,cio->nco", hidden, matrix) + offset
         start = reference_values(pair, own["weights"], "mixed", own["omega"])
         values = start + scale * hidden
-        return values.relu() if own["positive"] else values
+        return values.relu() if own["start"] == "reference" else values
 
     def pair(self, x: Values, z: Values) -> AtomPair:
         """The atoms of x and z, as this network cuts them; raises ValueError for other channels."""
         own = self.config
-        pair = atom_pair(x, z, k=own["k"], keep_tail=own["keep_tail"])
+        pair = atom_pair(x, z, k=own["k"])
         if pair.x.ndim != 4 or pair.x.shape[1] != own["channels"]:
             raise ValueError(
                 f"latents are {tuple(pair.x.shape)}; expected (n, {own['channels']}, h, w), the "
@@ -283,21 +272,6 @@ class AttributeVectorIntegration(nn.Module):
         pair = self.to(as_latents(x).device).pair(x, z)
         return pair.edit(self(pair), strength).to(as_latents(x).dtype)
 
-    def _objective(self, pair: AtomPair) -> Callable[[Tensor], Tensor]:
-        """The weighted loss (n, c) of coefficients, by its quadratic form where it has one."""
-        own = self.config
-        if own["reference"] == "spectrum":
-            weights = pair.x.new_tensor(own["weights"])
-            return lambda values: losses(pair, values, None) @ weights
-        target = reference_values(pair, own["weights"], own["reference"], own["omega"])
-        matrix, right, constant = _quadratic(pair, own["weights"], target)
-
-        def loss(values: Tensor) -> Tensor:
-            curved = (matrix @ values[..., None])[..., 0]
-            return (((curved - 2 * right) * values).sum(-1) + constant) / pair.pixels
-
-        return loss
-
 
 def _top_atoms(x: Tensor, k: int, bases: Bases | None) -> tuple[Tensor, Tensor, Tensor]:
     """Left vectors (..., h, k), values (..., k) and right vectors (..., w, k) of the k largest."""
@@ -312,19 +286,6 @@ def _top_atoms(x: Tensor, k: int, bases: Bases | None) -> tuple[Tensor, Tensor, 
     value, width = core.gather(-1, index), x.shape[-1]
     u, v = left.mT[index // width].mT, right.mT[index % width].mT
     return u * torch.where(value < 0, -1.0, 1.0)[..., None, :], value.abs(), v
-
-
-def _quadratic(pair: AtomPair, weights: Weights, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A, b, c of the weighted loss (sᵀ A s - 2 bᵀ s + c) / (h w)."""
-    lz, lx, pull_z, pull_x = weights
-    diagonal = torch.empty_like(target)
-    for half, pull, size in zip(_halves(pair), (pull_z, pull_x), _energies(pair), strict=True):
-        diagonal[..., half] = (pull * pair.pixels / size)[..., None]
-    matrix = (lz + lx) * pair.gram + torch.diag_embed(diagonal)
-    goals = pair.z - pair.tail, pair.x - pair.tail
-    right = lz * pair.project(goals[0]) + lx * pair.project(goals[1]) + diagonal * target
-    constant = sum(w * g.square().sum((-2, -1)) for w, g in zip((lz, lx), goals, strict=True))
-    return matrix, right, constant + (diagonal * target.square()).sum(-1)
 
 
 def _halves(pair: AtomPair) -> tuple[slice, slice]:
@@ -353,11 +314,9 @@ def _omega(weights: Weights, omega: float | None) -> float:
 
 def _check_network(config: dict) -> None:
     _omega(config["weights"], config["omega"])
-    if min(config["channels"], config["k"], config["width"]) < 1 or not 0 <= config["alpha"] < 1:
-        raise ValueError("channels, k and width must be at least 1, and 0 <= alpha < 1")
-    for name, allowed in (
-        ("reference", ("mixed", "literal", "spectrum")),
-        ("start", ("reference", "random")),
-    ):
+    if min(config["channels"], config["k"]) < 1 or not 0 <= config["alpha"] < 1:
+        raise ValueError("channels and k must be at least 1, and 0 <= alpha < 1")
+    choices = {"reference": ("mixed", "literal", "spectrum"), "start": ("reference", "random")}
+    for name, allowed in choices.items():
         if config[name] not in allowed:
             raise ValueError(f"{name} = {config[name]!r}: choose one of {allowed}")

@@ -5,9 +5,12 @@
 """
 
 from collections.abc import Sequence
-from math import isfinite, sqrt
+from math import isfinite
+from numbers import Integral
 
+import numpy as np
 import torch
+from scipy.fft import dct
 from torch import Tensor
 
 from lib.diffusion.models import Generator
@@ -36,7 +39,8 @@ def match_noise(
     last, z = len(generator.alphas) - 1, as_latents(z, "z").to(generator.device, generator.dtype)
     if z.ndim != 4 or tuple(z.shape[1:]) != generator.latent_shape:
         raise ValueError(f"z is {tuple(z.shape)}; this model has (n, *{generator.latent_shape})")
-    if not (0 <= t_from <= last and 0 <= t_to <= last):
+    whole = isinstance(t_from, Integral) and isinstance(t_to, Integral)
+    if not whole or not (0 <= t_from <= last and 0 <= t_to <= last):
         raise ValueError(f"t_from = {t_from}, t_to = {t_to}: give training times in 0 ... {last}")
     alphas = generator.alpha(t_from), generator.alpha(t_to)
 
@@ -102,11 +106,8 @@ def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") ->
     "spherical" between opposite latents or with one that is zero.
     """
     x, z = as_latents(x, "x"), as_latents(z, "z")
-    if (
-        x.shape != z.shape
-        or path not in ("linear", "rescaled", "spherical")
-        or not isfinite(weight)
-    ):
+    known = path in ("linear", "rescaled", "spherical")
+    if x.shape != z.shape or not known or not isfinite(weight):
         raise ValueError(
             f"x is {tuple(x.shape)}, z {tuple(z.shape)}, path {path!r}, weight {weight}: give "
             "equal shapes, 'linear', 'rescaled' or 'spherical', and a finite weight"
@@ -130,10 +131,7 @@ def interpolate(x: Values, z: Values, weight: float, *, path: str = "linear") ->
 
 def cosine_basis(n: int) -> Tensor:
     """Orthonormal cosines (DCT-II) as columns, (n, n) float64; a choice of `bases`."""
-    grid = torch.arange(n, dtype=torch.float64)
-    basis = (torch.pi / n * (grid[:, None] + 0.5) * grid).cos() * sqrt(2 / n)
-    basis[:, 0] /= sqrt(2)
-    return basis
+    return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=1))
 
 
 def principal_bases(latents: Values) -> Bases:

@@ -5,17 +5,19 @@ one attribute. P3 mobility in order: coarse attributes lead at noisier steps tha
 (Wang et al. 2025, arXiv 2502.02225, whose statistics are not published; these are ours).
 """
 
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy import stats
 from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import ddim, invert, time_grid
-from lib.intervals import as_numpy
+from lib.diffusion.sampling import CLEAN, ddim, invert, time_grid
+from lib.intervals import as_numpy, bootstrap
 from lib.svd.atoms import (
     DegenerateWarning,
     aligned_atom,
@@ -23,6 +25,7 @@ from lib.svd.atoms import (
     decompose,
     grassmann_distance,
     random_distance,
+    random_subspaces,
 )
 
 
@@ -31,28 +34,31 @@ def trajectory(generator: Generator, noise: Tensor, *, steps: int, **options: ob
 
     options: as in `ddim`.
     """
-    order = {t: i for i, t in enumerate(times(generator, steps))}
-    seen = torch.empty((steps + 1, *noise.shape), dtype=generator.dtype, device=generator.device)
-
-    def keep(x: Tensor, t: int, eps: Tensor, rows: slice) -> None:
-        seen[order[t]][rows] = x
-
-    seen[-1] = ddim(generator, noise, steps=steps, callback=keep, decode=False, **options)
-    return seen
+    run = functools.partial(ddim, generator, noise, steps=steps, decode=False)
+    return _seen(generator, run, times(generator, steps), -1, len(noise), options)
 
 
 def inverse_trajectory(
     generator: Generator, images: Tensor, *, steps: int, **options: object
 ) -> Tensor:
     """The same order of latents for given images, by inversion, (steps + 1, n, ...)."""
-    order = {t: i for i, t in enumerate([*times(generator, steps), -1])}
-    shape = (steps + 1, len(images), *generator.latent_shape)
-    seen = torch.empty(shape, dtype=generator.dtype, device=generator.device)
+    run = functools.partial(invert, generator, images, steps=steps)
+    return _seen(generator, run, [*times(generator, steps), CLEAN], 0, len(images), options)
+
+
+def _seen(
+    generator: Generator, run: Callable, order: list[int], last: int, n: int, options: dict
+) -> Tensor:
+    """What a run passes through, by the place of its time in `order`; what it returns at `last`."""
+    rows = len(order) + (CLEAN not in order)
+    seen = torch.empty(
+        (rows, n, *generator.latent_shape), dtype=generator.dtype, device=generator.device
+    )
 
     def keep(x: Tensor, t: int, eps: Tensor, rows: slice) -> None:
-        seen[order[t]][rows] = x
+        seen[order.index(t)][rows] = x
 
-    seen[0] = invert(generator, images, steps=steps, callback=keep, **options)
+    seen[last] = run(callback=keep, **options)
     return seen
 
 
@@ -108,32 +114,17 @@ def neighbourhood(
     return {name: d.cpu().numpy() / unit for name, d in rho.items()}
 
 
-def random_move(latents: Tensor, eta: float, *, seed: int) -> Tensor:
-    """x + η ‖x‖_F a bᵀ per channel with random unit a, b: the null of an energy-matched move."""
+def random_move(latents: Tensor, eta: float, *, seed: int, alike: bool = False) -> Tensor:
+    """x + η ‖x‖_F a bᵀ per channel with random unit a, b: the null of an energy-matched move.
+
+    alike: one a and b for all channels of a latent, which the largest atoms nearly are.
+    """
     x = as_latents(latents)
     n, c, h, w = x.shape
-    draw = torch.stack([unit_normal((c, h + w), seed, i) for i in range(n)]).to(x)
+    draw = torch.stack([unit_normal((1 if alike else c, h + w), seed, i) for i in range(n)]).to(x)
     a, b = (part / part.norm(dim=-1, keepdim=True) for part in (draw[..., :h], draw[..., h:]))
     size = eta * torch.linalg.matrix_norm(x, keepdim=True)
     return x + size * a[..., None] * b[..., None, :]
-
-
-def shuffled_move(latents: Tensor, index: int | Tensor, eta: float, *, shift: int) -> Tensor:
-    """x + η ‖x‖_F u_i v_jᵀ with j = i + shift modulo the rank: the same vectors, wrongly paired."""
-    x = as_latents(latents)
-    U, S, Vh = decompose(x)
-    i = torch.as_tensor(index, device=S.device).expand(S.shape[:-1])[..., None, None]
-    u = U.gather(-1, i.expand(*U.shape[:-1], 1))
-    v = Vh.gather(-2, ((i + shift) % S.shape[-1]).expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
-    return x + eta * S.norm(dim=-1)[..., None, None] * u * v
-
-
-def responses(moves: Sequence[Tensor], finish: Callable[[Tensor], Tensor], base: Tensor) -> Tensor:
-    """|finish(move) - base| for every move, (moves, n, attributes).
-
-    finish: latents (n, ...) -> scores (n, attributes) in units of their standard deviation.
-    """
-    return torch.stack([(finish(move) - base).abs() for move in moves])
 
 
 def scrambled(pattern: Tensor, *, seed: int = 0) -> Tensor:
@@ -154,6 +145,31 @@ def pattern_ranks(latents: Tensor, pattern: Tensor) -> Tensor:
     return (index + 1).double().mean(-1)
 
 
+def followed(
+    path: Tensor,
+    pairs: Mapping[str, Sequence[Tensor]],
+    showing: Mapping[str, Tensor],
+    alphas: Sequence[float],
+    *,
+    seed: int,
+) -> dict[str, dict[str, Tensor]]:
+    """{kind: {attribute: ranks (steps - 1, n)}} of the atom nearest to each attribute's pattern.
+
+    pairs: {attribute: images without and with it}, whose difference is the pattern. Kinds: "drawn",
+    the columns of the sampled trajectory path (steps + 1, m, ...) that are `showing` it (m,) bool,
+    or the first if none is, against the mean pattern; "noised" and "without", the images with and
+    without it in fresh noise at `alphas` (steps,). All but the last time, where tails are tied.
+    """
+    ranks = {"drawn": {}, "noised": {}, "without": {}}
+    for name, (without, present) in pairs.items():
+        own, pattern = showing[name], present - without
+        own = path[:-2, own] if own.any() else path[:-2, :1]
+        ranks["drawn"][name] = pattern_ranks(own, pattern.mean(0, keepdim=True))
+        for kind, images in (("noised", present), ("without", without)):
+            ranks[kind][name] = pattern_ranks(fresh_path(images, alphas[:-1], seed=seed), pattern)
+    return ranks
+
+
 def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> Tensor:
     """Largest training time at which the rank is at most `rank`, for each column of ranks (t, n).
 
@@ -164,21 +180,37 @@ def first_rank_time(ranks: Tensor, grid: Sequence[int], *, rank: float = 3) -> T
 
 
 def crossing(ranks: ArrayLike, grid: Sequence[int], *, rank: float = 3) -> int:
-    """Largest training time at which half of the columns of ranks (t, n) are at most `rank`, or -1.
+    """`first_rank_time` of the median over the columns of ranks (t, n): half of them are there."""
+    middle = torch.from_numpy(np.median(as_numpy(ranks), axis=1))
+    return int(first_rank_time(middle[:, None], grid, rank=rank))
 
-    grid: the training times of the rows.
+
+def crossed(ranks: Tensor, grid: Sequence[int]) -> tuple[float, float]:
+    """`crossing` of ranks (t, n) and its error over faces and by the grid, in units of T = 1000."""
+    at = lambda rows: crossing(rows.T, grid) / 1000  # noqa: E731
+    found = bootstrap(as_numpy(ranks).T, statistic=at, draws=200)
+    spacing = (grid[0] - grid[1]) / 1000
+    return found.value, (found.error**2 + spacing**2 / 12) ** 0.5
+
+
+def rank_order(ranks: Tensor, grid: Sequence[int]) -> np.ndarray:
+    """Kendall's τ of rank and time for each column of ranks (t, n): positive, the atom rises."""
+    return np.array([np.nan_to_num(stats.kendalltau(row, grid)[0]) for row in as_numpy(ranks).T])
+
+
+def planted_overlaps(
+    size: int, ratios: Sequence[float], draws: int, *, seed: int = 0
+) -> np.ndarray:
+    """Squared overlaps (ratios, draws) of a planted vector with the top one found in noise.
+
+    θ = ratio · √size in size × size noise; `atoms.bbp_overlap` is what they tend to.
     """
-    low = np.median(as_numpy(ranks), axis=1) <= rank
-    return int(np.where(low, np.asarray(grid), -1).max())
+    u, v = (random_subspaces(size, 1, draws, seed=seed, first=f) for f in (0, draws))
+    noise = torch.stack([unit_normal((size, size), seed + 1, i) for i in range(draws)]).double()
+    top = [decompose(r * size**0.5 * u @ v.mT + noise)[0][..., :1] for r in ratios]
+    return torch.stack([(t.mT @ u).square().flatten() for t in top]).numpy()
 
 
 def signal(pattern: Tensor) -> Tensor:
     """θ, the largest singular value of a pattern (n, c, h, w), mean over channels, (n,)."""
     return torch.linalg.svdvals(pattern.double())[..., 0].mean(-1)
-
-
-def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
-    """One-sided p of mean(differences) > 0 under random signs, a paired permutation test."""
-    d = np.asarray(differences, float)
-    signs = np.random.default_rng(seed).choice((-1, 1), (draws, len(d)))
-    return float((1 + ((signs * d).mean(1) >= d.mean() - 1e-12).sum()) / (draws + 1))

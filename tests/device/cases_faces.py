@@ -5,7 +5,7 @@ import functools
 from cases_diffusion import faces
 from table import CASES, DESCENTS, EXCEPTIONS, ON_CPU, public_calls
 
-from lib.faces import attributes, judge, pretrained, quality
+from lib.faces import attributes, judge, pairs, pretrained, quality
 
 LEVELS = (0.5, 1.0)
 NAME = "smile"  # what the moved images below have more of than the plain ones
@@ -102,6 +102,10 @@ CASES |= {
     "faces.quality.blurred": lambda on: quality.blurred(two(on)[0], 1.0),
     "faces.quality.noisy": lambda on: quality.noisy(two(on)[0], 0.1),
     "faces.quality.spliced": lambda on: quality.spliced(two(on)[0]),
+    "faces.quality.chroma": lambda on: quality.chroma(two(on)[0]),
+    "faces.attributes.standardised": lambda on: attributes.standardised(two(on)[0], ["smile"]),
+    "faces.pairs.judged": lambda on: pairs.judged("smiling", *two(on)),
+    "faces.pairs.shows": lambda on: pairs.shows(two(on)[0], "smile"),
     "faces.quality.saturated": lambda on: quality.saturated(two(on)[0]),
     "faces.quality.completeness": lambda on: quality.completeness(two(on)[0], components=2)(
         two(on)[1]
@@ -114,7 +118,6 @@ EXCEPTIONS |= {name: DRAWN for name in public_calls() if name.startswith("faces.
 EXCEPTIONS |= {
     "faces.avatars.to_float": "from an array to a tensor of the CPU",
     "faces.attributes.named": "a name in, a record out",
-    "faces.attributes.at_gain": "takes records of numbers",
     "faces.attributes.spread": "a number of the rendered faces, measured on the CPU",
     "faces.captions.caption": DRAWN,
     "faces.captions.captions": DRAWN,
@@ -135,6 +138,8 @@ EXCEPTIONS |= {
 }
 ON_CPU |= {
     "faces.attributes.score": "scores are collected on the CPU, image by image",
+    "faces.pairs.judged": "scores are collected on the CPU",
+    "faces.pairs.shows": "scores are collected on the CPU",
     "faces.judge.components": "the last step is in float64, for the Fréchet distance, on the CPU",
 }
 DESCENTS |= {"faces.quality.completeness"}  # least squares in many more columns than faces

@@ -6,7 +6,7 @@ from cases_diffusion import STEPS, faces, pixel, text, tiny
 from table import CASES, EXCEPTIONS, ON_CPU
 
 from lib import hspace, svd
-from lib.svd import atoms, avi, edits, mixing, properties
+from lib.svd import atoms, avi, comparison, edits, mixing, properties
 
 X = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 3, 6, 6)))
 Z = X.flip(0) + 0.3
@@ -22,7 +22,7 @@ def pair(on):
 
 def network(on):
     """A network trained for two steps where its latents lie."""
-    own = avi.AttributeVectorIntegration(3, 2, width=4)
+    own = avi.AttributeVectorIntegration(3, 2)
     own.fit(on(X), on(Z), steps=2)
     return own.integrate(on(X), on(Z)), own.history.to(on.device)
 
@@ -64,21 +64,49 @@ def latent_pair(on):
     return mixing.latent_pair(own, on(z), "a", "b", steps=3, stop=500, shift=1)
 
 
+def entry(on, own):
+    """An edit that enters at the last of two times."""
+
+    def finish(x):
+        return own.decode(on(x)).clamp(-1, 1).cpu()
+
+    def call(function, *given, **options):
+        return function(*given, **options)
+
+    return comparison.Entry(own, properties.times(own, 2), 1, finish, call)
+
+
+def compare(on):
+    own, z = pixel(on)
+    path, score = on(torch.stack([z, z, z])), lambda a, b: {"off": (a - b).mean((1, 2, 3)).cpu()}
+    sizes = {"n": 1, "k": 2, "weights": (0.5,), "omega": 0.5}
+    ends, shift = (path, path.flip(1)), (delta(on), 1)
+    rows = comparison.compare(entry(on, own), ends, shift, score, **sizes)
+    return {way: [found[0]["off"] for found in row.values()] for way, row in rows.items()}
+
+
+def committed(on):
+    own, z = pixel(on)
+    path = on(torch.stack([z, z, z]))
+    return comparison.committed(entry(on, own), path, delta(on), k=2)
+
+
 CASES |= {
     "svd.atoms.as_latents": lambda on: atoms.as_latents(on(X)),
     "svd.atoms.decompose": lambda on: svd.decompose(on(X)),
     "svd.atoms.compose": lambda on: svd.compose(*svd.decompose(on(X))),
-    "svd.atoms.gaps": lambda on: svd.gaps(svd.decompose(on(X))[1]),
+    "svd.atoms.gaps": lambda on: atoms.gaps(svd.decompose(on(X))[1]),
     "svd.atoms.rescale": lambda on: svd.rescale(on(X), on(torch.tensor([0, 1, 2])), 2.0),
-    "svd.atoms.principal_angles": lambda on: svd.principal_angles(on(X[..., :2]), on(Z[..., :2])),
+    "svd.atoms.principal_angles": lambda on: atoms.principal_angles(on(X[..., :2]), on(Z[..., :2])),
     "svd.atoms.grassmann_distance": lambda on: svd.grassmann_distance(
         on(X[..., :2]), on(Z[..., :2])
     ),
-    "svd.atoms.match_atoms": lambda on: svd.match_atoms(svd.decompose(on(X)), svd.decompose(on(Z))),
+    "svd.atoms.match_atoms": lambda on: atoms.match_atoms(
+        svd.decompose(on(X)), svd.decompose(on(Z))
+    ),
     "svd.atoms.track": lambda on: svd.track(on(torch.stack([X, X + 0.1, X + 0.2])), [9, 5, 1]),
     "svd.atoms.aligned_atom": lambda on: svd.aligned_atom(on(X), on(PATTERN)),
-    "svd.atoms.bbp_ratio": lambda on: svd.bbp_ratio(on(RANKS), 6, 0.3),
-    "svd.atoms.bbp_value": lambda on: svd.bbp_value(on(RANKS)),
+    "svd.atoms.bbp_ratio": lambda on: atoms.bbp_ratio(on(RANKS), 6, 0.3),
     "svd.atoms.bbp_overlap": lambda on: svd.bbp_overlap(on(RANKS)),
     "svd.atoms.crossing_time": lambda on: svd.crossing_time(on(10 * RANKS), 6, pixel(on)[0].alphas),
     "svd.avi.AtomPair": lambda on: (
@@ -105,14 +133,16 @@ CASES |= {
     "svd.edits.shifted": shifted,
     "svd.edits.shift_ways": shift_ways,
     "svd.edits.prompt_ways": prompt_ways,
+    "svd.comparison.compare": compare,
+    "svd.comparison.committed": committed,
     "svd.mixing.match_noise": lambda on: svd.match_noise(*pixel(on), 900, 500),
     "svd.mixing.latent_pair": latent_pair,
-    "svd.mixing.integrate_full_core": lambda on: svd.integrate_full_core(on(X), on(Z), k=2),
+    "svd.mixing.integrate_full_core": lambda on: mixing.integrate_full_core(on(X), on(Z), k=2),
     "svd.mixing.interpolate": lambda on: [
         svd.interpolate(on(X), on(Z), 0.3, path=p) for p in ("linear", "rescaled", "spherical")
     ],
     "svd.mixing.principal_bases": lambda on: [
-        side @ side.mT for side in svd.principal_bases(on(X))
+        side @ side.mT for side in mixing.principal_bases(on(X))
     ],
     "svd.properties.trajectory": lambda on: properties.trajectory(
         pixel(on)[0], on(tiny().noise(2, 0)), **STEPS
@@ -127,14 +157,19 @@ CASES |= {
         on(torch.stack([X, Z, X + Z])), ALPHAS, k=2, seed=0
     ),
     "svd.properties.random_move": lambda on: properties.random_move(on(X), 0.1, seed=0),
-    "svd.properties.shuffled_move": lambda on: properties.shuffled_move(on(X), 1, 0.1, shift=2),
-    "svd.properties.responses": lambda on: properties.responses(
-        on([X, Z]), lambda x: x.mean((2, 3)), on(X).mean((2, 3))
-    ),
     "svd.properties.scrambled": lambda on: properties.scrambled(on(X)),
     "svd.properties.pattern_ranks": lambda on: properties.pattern_ranks(on(X), on(PATTERN)),
     "svd.properties.first_rank_time": lambda on: properties.first_rank_time(on(RANKS), [9, 1]),
     "svd.properties.crossing": lambda on: [properties.crossing(on(RANKS), [9, 1])],
+    "svd.properties.crossed": lambda on: properties.crossed(on(RANKS), [9, 1]),
+    "svd.properties.rank_order": lambda on: properties.rank_order(on(RANKS), [9, 1]),
+    "svd.properties.followed": lambda on: properties.followed(
+        on(torch.stack([X, Z, X + Z])),
+        {"a": (on(X), on(Z))},
+        {"a": on(X[:, 0, 0, 0] > -9)},
+        ALPHAS,
+        seed=0,
+    ),
     "svd.properties.signal": lambda on: properties.signal(on(X)),
 }
 
@@ -143,7 +178,11 @@ EXCEPTIONS |= {
     "svd.atoms.random_distance": "numbers in, two numbers out",
     "svd.mixing.cosine_basis": "a number in; `atom_pair` moves the basis",
     "svd.properties.times": "numbers in, numbers out",
-    "svd.properties.sign_flip_p": "takes a sequence of numbers",
+    "svd.properties.planted_overlaps": "numbers in, numbers out",
+    "svd.comparison.Entry": "a record of what the caller gives",
+    "svd.comparison.swept": "takes records of numbers",
+    "svd.comparison.prices": "takes records of numbers",
+    "svd.comparison.lead": "takes arrays of numbers",
 }
 IMAGES = "images to look at and to score come out on the CPU, as the file says"
 ON_CPU |= {
@@ -151,4 +190,6 @@ ON_CPU |= {
     "svd.edits.shifted": IMAGES,
     "svd.edits.shift_ways": IMAGES,
     "svd.edits.prompt_ways": IMAGES,
+    "svd.comparison.compare": IMAGES,
+    "svd.comparison.committed": IMAGES,
 }

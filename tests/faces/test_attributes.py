@@ -76,14 +76,23 @@ def test_interval_of_a_mean_is_that_of_theory():
     assert pairs.value == pytest.approx(-1) and pairs.error < 1e-12  # the same rows of both
 
 
-def test_outcome_at_a_gain_lies_on_the_line_between_its_neighbours():
-    rows = [attributes.Outcome(0.5, 0.1, 0.9, 0.2), attributes.Outcome(1.5, 0.3, 0.7, 0.6)]
-    assert attributes.at_gain(rows, 1.0) == pytest.approx((1.0, 0.2, 0.8, 0.4))
-    assert attributes.at_gain(rows, 0.25) == pytest.approx((0.25, 0.05, 0.95, 0.1))
-    assert attributes.at_gain(rows, 1.6) is None
-    for call in (lambda: attributes.at_gain(rows, 0), lambda: attributes.matched([], [], [], 0)):
-        with pytest.raises(ValueError, match="gain = 0"):
-            call()
+def test_costs_at_a_gain_lie_on_the_line_between_their_neighbours():
+    flat = lambda gain, leak, kept: attributes.Scores(  # noqa: E731
+        torch.full((4,), gain),
+        *[torch.ones(4).bool()] * 2,
+        torch.full((4, 2), leak),
+        torch.full((4,), kept),
+    )
+    swept = [flat(0.5, 0.1, 0.9), flat(1.5, 0.3, 0.7)]
+    run = lambda gain: attributes.matched(  # noqa: E731
+        (1, 2), swept, [torch.full((4,), d) for d in (0.2, 0.6)], gain, draws=5
+    )
+    values = lambda found: [found.strength, *(part.value for part in found[1:])]  # noqa: E731
+    assert values(run(1.0)) == pytest.approx([1.5, 0.2, 0.8, 0.4])
+    assert values(run(0.25)) == pytest.approx([0.5, 0.05, 0.95, 0.1])
+    assert run(1.6) is None
+    with pytest.raises(ValueError, match="gain = 0"):
+        run(0)
 
 
 def test_bad_input_is_refused(faces):

@@ -47,3 +47,25 @@ def test_what_is_not_there_is_refused():
         pairs.render("nose", 3)
     with pytest.raises(ValueError, match="n = 0"):
         pairs.render("glasses", 0)
+
+
+def test_a_task_is_done_by_its_own_target_and_by_nothing_else():
+    for task in ("with glasses", "frowning", "hat"):
+        name, sign, *_ = pairs.TASKS[task]
+        source, target = pairs.render(name, 6, seed=3)[::sign]
+        done, idle = pairs.judged(task, target, source), pairs.judged(task, source, source)
+        assert done["success"].mean() == 1 and idle["success"].mean() == 0, task
+        assert (idle["off"] == 0).all() and (idle["distance"] < 1e-6).all()
+        assert (done["clip"] > idle["clip"]).mean() > 0.5 and (done["distance"] > 0).all()
+
+
+def test_images_show_what_was_rendered():
+    for name in pairs.ATTRIBUTES:
+        without, present = pairs.render(name, 6, seed=5)
+        assert pairs.shows(present, name).all() and not pairs.shows(without, name).any(), name
+
+
+def test_an_unknown_task_is_refused():
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="task 'tie': choose one of"):
+        pairs.judged("tie", image, image)

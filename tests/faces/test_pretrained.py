@@ -121,7 +121,6 @@ def test_the_tower_refuses_images_of_another_shape(tower):
         (lambda f: pretrained.clip_score(IMAGES[0], "a face", model=f), "shape"),
         (lambda f: pretrained.clip_score(IMAGES, "a face", model=f / "none"), "cannot be read"),
         (lambda f: pretrained.lpips(IMAGES, IMAGES[:1]), "not one"),
-        (lambda f: pretrained.lpips(IMAGES, IMAGES, net="resnet"), "expected one of"),
         (lambda f: pretrained.fid(IMAGES[:1], IMAGES, weights=f), "at least 2"),
         (lambda f: pretrained.fid(IMAGES, IMAGES, weights=f / "none.pth"), "is no file"),
     ],
@@ -154,7 +153,7 @@ def test_lpips_of_equal_images_is_zero_and_grows_with_noise(monkeypatch, tmp_pat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     torch.manual_seed(0)
     weights = torchvision.models.alexnet(weights=None).state_dict()
-    torch.save(weights, tmp_path / "checkpoints" / pretrained.BACKBONES["alex"])
+    torch.save(weights, tmp_path / "checkpoints" / pretrained.BACKBONE)
     images = torch.nn.functional.interpolate(IMAGES, 64)
     near, far = (torch.lerp(images, images.flip(0), share) for share in (0.1, 0.5))
     assert float(pretrained.lpips(images, images).abs().max()) < 1e-6
@@ -162,13 +161,11 @@ def test_lpips_of_equal_images_is_zero_and_grows_with_noise(monkeypatch, tmp_pat
 
 
 @needs_extra
-def test_the_names_of_the_backbones_weights_are_torchvisions():
+def test_the_name_of_the_backbones_weights_is_torchvisions():
     import torchvision
 
-    names = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}
-    for net, name in names.items():
-        url = getattr(torchvision.models, f"{name}_Weights").IMAGENET1K_V1.url
-        assert url.endswith(f"/{pretrained.BACKBONES[net]}")
+    url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
+    assert url.endswith(f"/{pretrained.BACKBONE}")
 
 
 @needs_extra

@@ -74,3 +74,22 @@ def test_nearest_distance_is_that_of_the_closest():
 def test_nearest_distance_refuses_other_sizes(faces):
     with pytest.raises(ValueError, match="resize"):
         quality.nearest_distance(faces[:2], F.avg_pool2d(faces[:2], 2))
+
+
+def test_chroma_grows_with_colour_and_not_with_contrast():
+    faces = avatars.to_float(avatars.load("held-out", 8).images)
+    grey = faces.mean(1, keepdim=True).expand_as(faces)
+    own = quality.chroma(faces)
+    assert quality.chroma(grey).abs().max() < 1e-6
+    assert torch.allclose(quality.chroma(grey + 0.5 * (faces - grey)), 0.5 * own, atol=1e-6)
+    stretched = (faces + 0.4 * grey).clamp(-1, 1)
+    assert (quality.chroma(stretched) < own + 1e-6).all()
+    assert ((stretched.abs() > 0.95).sum() > (faces.abs() > 0.95).sum()).all()  # the old count
+
+
+def test_chroma_of_chosen_pixels():
+    image = torch.zeros(1, 3, 2, 2)
+    image[:, 0, 0, 0] = 1.0  # red: rg = 1, yb = 1/2
+    where = torch.tensor([[[True, False], [False, True]]])
+    assert torch.allclose(quality.chroma(image, where), torch.tensor([1.25**0.5 / 2]).double())
+    assert quality.chroma(image, ~where).item() == 0

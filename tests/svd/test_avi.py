@@ -151,7 +151,7 @@ def closed_gap_and_relative(network, x, z, before):
 def test_a_network_trained_on_one_pair_reaches_the_closed_form(n, start, reference):
     x, z = two_latents(1, 2, n, n)
     network = svd.AttributeVectorIntegration(
-        2, n // 2, weights=(2, 1, 0.2, 0.1), reference=reference, positive=False, start=start
+        2, n // 2, weights=(2, 1, 0.2, 0.1), reference=reference, start=start
     )
     pair = network.pair(x, z)
     with torch.no_grad():
@@ -189,13 +189,14 @@ def test_history_is_the_mean_of_the_weighted_losses():
         assert network.history.shape == (20,) and network.history[-1] < network.history[0]
 
 
-def test_coefficients_are_not_negative_unless_allowed():
+def test_coefficients_are_not_negative_unless_the_start_is_random():
     x, z = two_latents(4, 1, 8, 8)
-    for positive in (True, False):
-        network = svd.AttributeVectorIntegration(1, 4, positive=positive, start="random")
+    for start in ("reference", "random"):
+        network = svd.AttributeVectorIntegration(1, 4, start=start)
+        torch.nn.init.constant_(network.offsets[-1], -3.0)
         with torch.no_grad():
             lowest = network(network.pair(x, z)).min()
-        assert (lowest >= 0) == positive
+        assert (lowest >= 0) == (start == "reference")
 
 
 def test_each_channel_has_a_network_of_its_own():

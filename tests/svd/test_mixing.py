@@ -9,6 +9,7 @@ from latents import draw, two_latents
 
 from lib import svd
 from lib.diffusion import sampling
+from lib.svd import mixing
 
 SIDE = 32
 
@@ -19,17 +20,17 @@ SIDE = 32
 def test_a_free_core_fits_better_than_a_diagonal_and_best_among_cores():
     x, z = two_latents(12, 12)
     goal = torch.lerp(x, z, 0.7)
-    full = svd.integrate_full_core(x, z, k=3, omega=0.7)
+    full = mixing.integrate_full_core(x, z, k=3, omega=0.7)
     diagonal = svd.integrate(x, z, k=3, weights=(0.7, 0.3, 0, 0))
     assert (full - goal).norm() < 0.99 * (diagonal - goal).norm()
     pair = svd.atom_pair(x, z, k=3)
     residual = pair.left.mT @ (goal - full) @ pair.right
     assert residual.abs().max() < 1e-12
-    assert torch.allclose(svd.integrate_full_core(x, z, k=6, omega=0.7), goal)
+    assert torch.allclose(mixing.integrate_full_core(x, z, k=6, omega=0.7), goal)
 
 
 def test_fixed_bases_integrate_what_is_sparse_in_them():
-    left, right = svd.cosine_basis(8), svd.cosine_basis(6)
+    left, right = mixing.cosine_basis(8), mixing.cosine_basis(6)
     assert torch.allclose(left.mT @ left, torch.eye(8).double(), atol=1e-14)
     a, b = torch.zeros(2, 8, 6).double(), torch.zeros(2, 8, 6).double()
     a[:, 1, 2], a[:, 4, 4], b[:, 4, 4], b[:, 0, 3] = -3, 2, 5, -1
@@ -46,13 +47,13 @@ def test_fixed_bases_integrate_what_is_sparse_in_them():
 def test_cosine_basis_is_that_of_scipy():
     import scipy.fft
 
-    assert np.allclose(svd.cosine_basis(7).mT, scipy.fft.dct(np.eye(7), axis=0, norm="ortho"))
+    assert np.allclose(mixing.cosine_basis(7).mT, scipy.fft.dct(np.eye(7), axis=0, norm="ortho"))
 
 
 def test_principal_bases_of_one_latent_are_its_singular_vectors():
     x = draw(6, 8)
     U, _, Vh = svd.decompose(x)
-    left, right = svd.principal_bases(x)
+    left, right = mixing.principal_bases(x)
     assert torch.allclose((left.mT @ U).abs(), torch.eye(6).double(), atol=1e-8)
     assert torch.allclose((right[:, :6].mT @ Vh.mT).abs(), torch.eye(6).double(), atol=1e-8)
 

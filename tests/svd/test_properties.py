@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -72,24 +70,17 @@ def test_random_and_shuffled_moves_have_the_length_of_an_atom_move_and_rank_one(
     size = eta * torch.linalg.matrix_norm(x)
     for moved in (
         properties.random_move(x, eta, seed=4),
-        properties.shuffled_move(x, 2, eta, shift=3),
-        properties.shuffled_move(x, torch.tensor([1, 7]), eta, shift=1),
+        atoms.rescale(x, 2, eta, energy_matched=True, shift=3),
+        atoms.rescale(x, torch.tensor([1, 7]), eta, energy_matched=True, shift=1),
     ):
         change = torch.linalg.svdvals(moved - x)
         assert torch.allclose(change[..., 0], size) and change[..., 1:].max() < 1e-10
     plain = atoms.rescale(x, 2, eta, energy_matched=True)
-    assert torch.allclose(properties.shuffled_move(x, 2, eta, shift=0), plain)
-    wrong = properties.shuffled_move(x, 2, eta, shift=3) - x
+    assert torch.allclose(atoms.rescale(x, 2, eta, energy_matched=True, shift=0), plain)
+    wrong = atoms.rescale(x, 2, eta, energy_matched=True, shift=3) - x
     assert ((wrong * (plain - x)).sum((-2, -1)).abs() < 1e-10).all()
     first = properties.random_move(x[:1], eta, seed=4)
     assert torch.allclose(first, properties.random_move(x, eta, seed=4)[:1])
-
-
-def test_responses_are_absolute_changes_of_the_scores():
-    base = torch.zeros(2, 1)
-    found = properties.responses([draw(2, 3), -draw(2, 3)], lambda x: x.sum(1, keepdim=True), base)
-    assert found.shape == (2, 2, 1) and torch.equal(found[0], found[1])
-    assert torch.equal(found[0], draw(2, 3).sum(1, keepdim=True).abs())
 
 
 def test_a_pattern_has_the_rank_of_its_atom_and_its_own_strength():
@@ -111,16 +102,50 @@ def test_half_of_the_faces_decide_the_crossing():
     assert properties.crossing(torch.from_numpy(ranks[:1]), [900]) == -1
 
 
+def test_the_error_of_a_crossing_holds_the_spread_of_faces_and_the_grid():
+    grid = [900, 800, 700, 600]
+    alike = torch.tensor([[9.0], [9.0], [1.0], [1.0]]).expand(4, 6)
+    time, error = properties.crossed(alike, grid)
+    assert time == 0.7 and error == pytest.approx(0.1 / 12**0.5)  # uniform within a step
+    mixed = torch.where(torch.arange(6) < 3, alike, 1.0)
+    assert properties.crossed(mixed, grid)[1] > 0.05
+
+
+def test_rank_order_is_that_of_a_rising_atom():
+    ranks = torch.tensor([[9.0, 1.0, 3.0], [5.0, 2.0, 3.0], [1.0, 3.0, 3.0]])
+    assert properties.rank_order(ranks, [3, 2, 1]).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_followed_attributes_are_found_where_they_are_planted():
+    pattern = 60 * torch.outer(draw(16, seed=5), draw(16, seed=6)).expand(6, 2, 16, 16)
+    pattern = pattern / torch.linalg.matrix_norm(pattern, keepdim=True) * 40
+    bare, alphas = 0.1 * draw(6, 2, 16, 16), [0.01, 0.5, 0.9]
+    path = properties.straight_path(bare + pattern, draw(6, 2, 16, 16, seed=1), [*alphas, 1.0])
+    own = {"a": torch.arange(6) < 4}
+    ranks = properties.followed(path, {"a": (bare, bare + pattern)}, own, alphas, seed=0)
+    assert {k: r["a"].shape[1] for k, r in ranks.items()} == {"drawn": 4, "noised": 6, "without": 6}
+    assert (ranks["drawn"]["a"][-1] == 1).all() and (ranks["noised"]["a"][-1] == 1).all()
+    assert ranks["without"]["a"][-1].mean() > 3
+    lacking = {"a": own["a"] & False}
+    none = properties.followed(path, {"a": (bare, bare + pattern)}, lacking, alphas, seed=0)
+    assert none["drawn"]["a"].shape == (2, 1)
+
+
+def test_planted_vectors_are_found_as_the_law_says():
+    found = properties.planted_overlaps(32, (0.3, 2.0, 5.0), 100, seed=1)
+    law = atoms.bbp_overlap((0.3, 2.0, 5.0)).numpy()
+    assert found.shape == (3, 100) and np.abs(found.mean(1) - law).max() < 0.12
+
+
+def test_moves_alike_are_the_same_in_all_channels():
+    x = draw(2, 3, 8, 8)
+    moved = properties.random_move(x, 0.1, seed=1, alike=True) - x
+    unit = moved / torch.linalg.matrix_norm(moved, keepdim=True)
+    assert torch.allclose(unit[:, 0], unit[:, 2]) and not torch.allclose(unit[0], unit[1])
+
+
 def test_a_scrambled_pattern_keeps_its_strength_and_leaves_its_place():
     pattern = draw(2, 3, 8, 8)
     moved = properties.scrambled(pattern, seed=1)
     assert torch.allclose(properties.signal(moved), properties.signal(pattern))
     assert not torch.equal(moved, pattern)
-
-
-def test_the_sign_flip_p_is_that_of_all_sign_patterns():
-    d = np.array([0.4, 0.1, 0.9, -0.2, 0.5])
-    means = [np.mean(np.array(s) * d) for s in itertools.product((-1, 1), repeat=5)]
-    exact = np.mean([m >= d.mean() - 1e-12 for m in means])
-    assert abs(properties.sign_flip_p(d) - exact) < 0.02
-    assert properties.sign_flip_p(np.ones(20)) < 0.001 and properties.sign_flip_p(-d) > 0.5
