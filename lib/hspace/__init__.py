@@ -1,7 +1,7 @@
 """h-space, the semantic latent space of a frozen diffusion model: taps, shifts, edits (Asyrp)."""
 
 from lib.hspace.deltas import Delta, combine, constant, per_step
-from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct, scaled
+from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct, scaled, sufficient
 from lib.hspace.taps import MIDDLE, capture, h_shape, inject
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "predictions",
     "reconstruct",
     "scaled",
+    "sufficient",
 ]

@@ -1,6 +1,7 @@
 """The methods that Asyrp is compared with, on the same latents: ε-shift, mixing, guidance, tuning.
 
 Each returns images (n, c, h, w), not clipped, of latents (n, *latent_shape) at the noisiest time.
+text: prompt, guidance, negative, class_labels as in `sampling.ddim`, one for all latents.
 """
 
 import copy
@@ -26,6 +27,7 @@ def epsilon_shift(
     steps: int,
     strength: float = 1.0,
     symmetric: bool = False,
+    **text: object,
 ) -> Tensor:
     """x' = sqrt(α') P(ε + c Δε_t) + D(ε) at the grid times in `changes`, {t: (c, h, w)}.
 
@@ -42,7 +44,7 @@ def epsilon_shift(
         plain = shifted if symmetric else eps
         return update(x, shifted, generator.alpha(t), generator.alpha(t_next), eps_direction=plain)
 
-    return ddim(generator, latents, steps=steps, step=step)
+    return ddim(generator, latents, steps=steps, step=step, **text)
 
 
 def mix_latents(
@@ -54,6 +56,7 @@ def mix_latents(
     t_mix: float,
     weight: float,
     coarse: int = 1,
+    **text: object,
 ) -> Tensor:
     """Image guidance: x_t <- x_t + w (x_t^ref − x_t) while t >= t_mix, then plain DDIM.
 
@@ -64,7 +67,8 @@ def mix_latents(
     if not 0 <= weight <= 1:
         raise ValueError(f"weight = {weight}: choose 0 (no mixing) ... 1 (the reference)")
     path: dict[int, Tensor] = {}
-    ddim(generator, reference, steps=steps, callback=lambda x, t, eps, rows: path.update({t: x}))
+    keep = lambda x, t, eps, rows: path.update({t: x})  # noqa: E731
+    ddim(generator, reference, steps=steps, callback=keep, **text)
 
     def mixed(x: Tensor, t: int) -> Tensor:
         return x + weight * _blurred(path[t] - x, coarse) if t >= t_mix else x
@@ -74,7 +78,7 @@ def mix_latents(
         return mixed(x, t_next) if t_next in path else x
 
     top = time_grid(steps, len(generator.alphas))[-1]
-    return ddim(generator, mixed(latents, top), steps=steps, step=step)
+    return ddim(generator, mixed(latents, top), steps=steps, step=step, **text)
 
 
 def guide(
@@ -85,6 +89,7 @@ def guide(
     steps: int,
     scale: float,
     t_stop: float = 0,
+    **text: object,
 ) -> Tensor:
     """Classifier guidance: ε <- ε − s sqrt(1 − α_t) ∇_x log p(y | x_t), in both terms, t >= t_stop.
 
@@ -100,7 +105,7 @@ def guide(
             eps = eps - scale * math.sqrt(1 - alpha) * gradient(x, t)
         return update(x, eps, alpha, generator.alpha(t_next))
 
-    return ddim(generator, latents, steps=steps, step=step)
+    return ddim(generator, latents, steps=steps, step=step, **text)
 
 
 def fine_tune(
@@ -113,29 +118,33 @@ def fine_tune(
     t_start: int,
     rate: float = 2e-4,
     batch: int = 8,
-    image_weight: float = 1.0,
+    passes: int = 1,
     short: int = 5,
+    **text: object,
 ) -> Generator:
     """A copy of the model, all of its weights tuned to one attribute (DiffusionCLIP, Kim 2022).
 
     Source images come from the latents by `steps` steps. The copy decodes their latents at t_start,
     taken along the same trajectories, in `short` steps, and its weights follow the gradient of
-    -log((1 + cos(ΔI, ΔT)) / 2) + w |image − source|_1 through all of them. encode, direction: as in
-    `trained.train`. Apply it with `ddim(tuned, x_start, steps=steps, start=t_start)`.
+    -log((1 + cos(ΔI, ΔT)) / 2) + |image − source|_1 through all of them, once per batch and pass.
+    encode, direction: as in `trained.train`. Apply it with `ddim(tuned, x_start, steps=steps,
+    start=t_start)`.
     """
     tuned = with_weights(generator, generator.unet.state_dict())
     tuned.unet.requires_grad_(True)
     optimiser = torch.optim.Adam(tuned.unet.parameters(), lr=rate)
-    for part in latents.split(batch):
-        middle = ddim(generator, part, steps=steps, stop=t_start)
-        source = ddim(generator, middle, steps=steps, start=t_start)
-        edited = _short_run(tuned, middle, _coarse_grid(generator, steps, t_start, short))
-        change = encode(edited) - encode(source)
-        cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
-        loss = directional_loss(cosine).mean() + image_weight * functional.l1_loss(edited, source)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    middles = ddim(generator, latents, steps=steps, stop=t_start, **text)
+    sources = ddim(generator, middles, steps=steps, start=t_start, **text)
+    for _ in range(passes):
+        for middle, source in zip(middles.split(batch), sources.split(batch), strict=True):
+            times = _coarse_grid(generator, steps, t_start, short)
+            edited = _short_run(tuned, middle, times, **text)
+            change = encode(edited) - encode(source)
+            cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
+            loss = directional_loss(cosine).mean() + functional.l1_loss(edited, source)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     tuned.unet.requires_grad_(False)
     return tuned
 
@@ -162,10 +171,10 @@ def blend(generator: Generator, tuned: Generator, weight: float) -> Generator:
     return with_weights(generator, {k: torch.lerp(old[k], new[k], weight) for k in old})
 
 
-def _short_run(generator: Generator, x: Tensor, times: Sequence[int]) -> Tensor:
+def _short_run(generator: Generator, x: Tensor, times: Sequence[int], **text: object) -> Tensor:
     """DDIM over the given falling times to the clean image, with its graph."""
     for t, t_next in zip(times, [*times[1:], -1], strict=True):
-        eps = generator.epsilon(x, t)
+        eps = generator.epsilon(x, t, **text)
         x = update(x, eps, generator.alpha(t), generator.alpha(t_next))
     return generator.decode(x)
 

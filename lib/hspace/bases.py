@@ -32,18 +32,25 @@ def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def principal(
-    generator: Generator, latents: Tensor, *, steps: int, t_edit: float, k: int = 10
+    generator: Generator,
+    latents: Tensor,
+    *,
+    steps: int,
+    t_edit: float,
+    k: int = 10,
+    **text: object,
 ) -> PerStep:
     """k principal directions of h over the latents' samples at each time t >= t_edit, {t: (k, …)}.
 
-    Raises ValueError where no step lies at or above t_edit, and for fewer than k + 1 latents.
+    text: prompt, guidance, negative, class_labels, one for all latents. Raises ValueError where no
+    step lies at or above t_edit, and for fewer than k + 1 latents.
     """
     times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)][::-1]
     with taps.capture(generator) as h:
-        last = ddim(generator, latents, steps=steps, stop=times[0], progress=False)
+        last = ddim(generator, latents, steps=steps, stop=times[0], progress=False, **text)
         with torch.no_grad():
             for part in last.split(16):
-                generator.epsilon(part, times[0])
+                generator.epsilon(part, times[0], **text)
     found = {t: principal_components(h[t], k)[0].float() for t in times}
     return per_step(found)
 
@@ -74,50 +81,67 @@ def jacobian_directions(
     *,
     k: int = 3,
     mask: Tensor | None = None,
+    text: Mapping[str, object] | None = None,
     **solver: object,
 ) -> Basis:
     """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
 
-    x: (1, *latent_shape); mask: weights on eps, such as a region of the image. inputs are
-    (k, *h), outputs (k, *latent_shape). Options and errors as in `singular_basis`.
+    x: (1, *latent_shape); mask: weights on eps, such as a region of the image; text: prompt,
+    guidance, negative, class_labels. inputs are (k, *h), outputs (k, *latent_shape). Options and
+    errors as in `singular_basis`.
     """
     shape = taps.h_shape(generator)
 
     def predict(change: Tensor) -> Tensor:
         with taps.inject(generator, lambda h, t: change):
-            eps = generator.epsilon(x, t)[0]
+            eps = generator.epsilon(x, t, **(text or {}))[0]
         return eps if mask is None else eps * mask
 
     return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
 
 
 def pullback_basis(
-    generator: Generator, x: Tensor, t: int, *, k: int = 3, **solver: object
+    generator: Generator,
+    x: Tensor,
+    t: int,
+    *,
+    k: int = 3,
+    text: Mapping[str, object] | None = None,
+    **solver: object,
 ) -> Basis:
     """Directions of x that change h most: singular vectors of dh / dx_t (Park et al.).
 
-    x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). Options and errors as in
-    `singular_basis`.
+    x: (1, *latent_shape). inputs are (k, *latent_shape), outputs (k, *h). text, options and errors
+    as in `jacobian_directions`.
     """
 
     def bottleneck(point: Tensor) -> Tensor:
         with taps.capture(generator) as h:
-            generator.epsilon(point[None], t)
+            generator.epsilon(point[None], t, **(text or {}))
         return h[int(t)][0]
 
     return singular_basis(bottleneck, x[0], k, **solver)
 
 
 def pullback_move(
-    generator: Generator, x: Tensor, t: int, v: Tensor, *, step: float, reach: float, repeats: int
+    generator: Generator,
+    x: Tensor,
+    t: int,
+    v: Tensor,
+    *,
+    step: float,
+    reach: float,
+    repeats: int,
+    **text: object,
 ) -> Tensor:
     """x <- x + step (eps(x + reach v) - eps(x)), `repeats` times with v fixed (Park et al.).
 
-    x: (n, *latent_shape) at time t, to be sampled plainly from there; v: a unit input direction.
+    x: (n, *latent_shape) at time t, to be sampled plainly from there; v: a unit input direction;
+    text: as in `principal`.
     """
     with torch.no_grad():
         for _ in range(repeats):
-            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t).chunk(2)
+            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t, **text).chunk(2)
             x = x + step * (moved - plain)
     return x
 
@@ -132,6 +156,7 @@ def pullback_edit(
     step: float,
     reach: float = 1.0,
     repeats: int = 8,
+    **text: object,
 ) -> Tensor:
     """Images of latents that were moved once along v at the grid time nearest t (Park et al.).
 
@@ -139,12 +164,10 @@ def pullback_edit(
     """
     grid = time_grid(steps, len(generator.alphas))
     t = grid[nearest(grid, t)]
-    x = ddim(generator, latents, steps=steps, stop=t)
-    moved = [
-        pullback_move(generator, part, t, v, step=step, reach=reach, repeats=repeats)
-        for part in x.split(16)
-    ]
-    return ddim(generator, torch.cat(moved), steps=steps, start=t)
+    x = ddim(generator, latents, steps=steps, stop=t, **text)
+    own = {"step": step, "reach": reach, "repeats": repeats, **text}
+    moved = torch.cat([pullback_move(generator, part, t, v, **own) for part in x.split(16)])
+    return ddim(generator, moved, steps=steps, start=t, **text)
 
 
 class Pick(NamedTuple):

@@ -57,7 +57,8 @@ class Tools:
 
     deltas: {row: (Δh, its strength of reference)}; epsilon: the partner of a Δh, {t: Δε};
     reference: one latent whose image has the attribute; gradient: of a noise-aware classifier;
-    tuned: the fine-tuned model; pull: a unit direction of x at time t_pull.
+    tuned: the fine-tuned model; pull: a unit direction of x at time t_pull; own: the strength of
+    the first Δh for each face (n,), or none.
     """
 
     deltas: dict[str, tuple[Delta, float]]
@@ -67,6 +68,7 @@ class Tools:
     tuned: Generator
     pull: Tensor
     t_pull: int
+    own: Tensor | None = None
 
 
 Way = Callable[[float], Timed]
@@ -126,7 +128,16 @@ def _shifts(
         return Method(baselines.epsilon_shift, (*start, tools.epsilon), own, unit=unit)
 
     first, unit = next(iter(tools.deltas.values()))
-    return {
+    own = (
+        {}
+        if tools.own is None
+        else {
+            "Δh, for each face": Method(
+                per_face, (*start, first, tools.own), {**run, "t_edit": t_edit}
+            )
+        }
+    )
+    return own | {
         **{f"Δh, {name}": shift(d, c, False) for name, (d, c) in tools.deltas.items()},
         "Δh in both terms": shift(first, unit / r, True),
         "Δε in P": shift_epsilon(1.0, False),
@@ -141,19 +152,38 @@ def _others(
     t_edit: float,
     t_boost: float,
 ) -> dict[str, Method]:
-    """Moves of x, guidance and tuning."""
+    """Moves of x, guidance in the window of h and in its own, and tuning."""
     generator, latents = start
-    pull, mix, guide = {"t": tools.t_pull}, {"t_mix": t_edit}, {"t_stop": t_boost}
-    return {
+    pull, mix = {"t": tools.t_pull}, {"t_mix": t_edit}
+    guides = {
+        title: Method(baselines.guide, (*start, tools.gradient), run | {"t_stop": t}, "scale", 4.0)
+        for title, t in (("classifier guidance", t_edit), ("guidance, longer", t_boost))
+    }
+    return guides | {
         "pullback of x": Method(bases.pullback_edit, (*start, tools.pull), run | pull, "step"),
         "latent mixing": Method(
             baselines.mix_latents, (*start, tools.reference), run | mix, "weight", 0.25, most=1.0
         ),
-        "classifier guidance": Method(
-            baselines.guide, (*start, tools.gradient), run | guide, "scale", 4.0
-        ),
         "fine-tuning": Method(from_the_middle, (generator, tools.tuned, latents), run, "weight"),
     }
+
+
+def per_face(
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    own: Tensor,
+    *,
+    strength: float,
+    **options: object,
+) -> Tensor:
+    """`editing.edit` at `strength` times each face's own strength (n,), `editing.sufficient`'s."""
+    images = editing.reconstruct(generator, latents, steps=options["steps"])
+    for c in own.unique()[own.unique() > 0]:
+        rows = own == c
+        shift = {"strength": strength * float(c), **options}
+        images[rows] = editing.edit(generator, latents[rows], delta, **shift)
+    return images
 
 
 def from_the_middle(

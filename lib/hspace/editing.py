@@ -4,7 +4,7 @@ Kwon, Jeong and Uh, "Diffusion Models Already Have a Semantic Latent Space" (202
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import groupby, pairwise
@@ -18,12 +18,23 @@ from lib.diffusion.sampling import Predict, ddim, rows_per_call, time_grid
 from lib.hspace.deltas import Delta, Sum, finite_number, for_steps
 from lib.hspace.taps import MIDDLE, inject, shared_encoder
 
+SHIFT = ("t_edit", "strength", "trained_steps", "symmetric", "layer")  # what a plain run ignores
+LEVELS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+
 
 class Edit(NamedTuple):
     """Edited images and the plain ones of the same latents and noise, (n, c, h, w) each."""
 
     edited: Tensor
     reconstruction: Tensor
+
+
+class Sufficient(NamedTuple):
+    """Images (n, c, h, w), the strength of each (n,), 0 for no edit, and who was accepted (n,)."""
+
+    images: Tensor
+    strengths: Tensor
+    reached: Tensor
 
 
 def predictions(
@@ -67,22 +78,17 @@ def asyrp(
     delta: Delta,
     *,
     steps: int,
-    t_edit: float | None = None,
     t_boost: float = 0,
-    strength: float = 1.0,
-    trained_steps: int | None = None,
-    symmetric: bool = False,
-    layer: str = MIDDLE,
     **options: object,
 ) -> Edit:
     """Edited images and their reconstruction, with the same boost noise: `edit`, `reconstruct`.
 
-    Arguments as in `edit`; `options` go to both.
+    Options as in `edit`; those that shift nothing go to both.
     """
-    run = {"steps": steps, "t_boost": t_boost, **options}
-    shift = {"t_edit": t_edit, "strength": strength, "trained_steps": trained_steps}
-    edited = edit(generator, latents, delta, symmetric=symmetric, layer=layer, **shift, **run)
-    return Edit(edited, reconstruct(generator, latents, **run))
+    run = {"steps": steps, "t_boost": t_boost}
+    plain = {name: value for name, value in options.items() if name not in SHIFT}
+    edited = edit(generator, latents, delta, **run, **options)
+    return Edit(edited, reconstruct(generator, latents, **run, **plain))
 
 
 def edit(
@@ -118,6 +124,37 @@ def edit(
     predict = partial(predictions, generator, delta=shift, symmetric=symmetric, layer=layer)
     phases = {"steps": steps, "t_edit": window, "t_boost": t_boost, "single": symmetric}
     return _in_phases(generator, latents, predict, **phases, **options)
+
+
+def sufficient(
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    enough: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    levels: Sequence[float] = LEVELS,
+    **options: object,
+) -> Sufficient:
+    """Each face edited by the smallest of the rising levels at which enough(images) (n,) says so.
+
+    A face that is accepted as it is stays plain, one that no level brings there has the last.
+    Responses to a shift are steps at a place of their own for each face, so that one strength for
+    all pushes most of them too far. options as in `edit`, one for all rows, without strength and
+    boost, whose noise is keyed by the row. Raises ValueError for levels that do not rise from 0.
+    """
+    if not levels or any(b <= a for a, b in pairwise([0, *levels])):
+        raise ValueError(f"levels = {tuple(levels)}: give rising strengths above 0")
+    plain = {name: value for name, value in options.items() if name not in SHIFT}
+    images = reconstruct(generator, latents, steps=steps, **plain)
+    strengths, reached = torch.zeros(len(images)), enough(images).cpu()
+    for c in levels:
+        rows = (~reached).nonzero()[:, 0]
+        if not len(rows):
+            break
+        found = edit(generator, latents[rows], delta, steps=steps, strength=c, **options)
+        images[rows], strengths[rows], reached[rows] = found, c, enough(found).cpu()
+    return Sufficient(images, strengths, reached)
 
 
 def scaled(delta: Delta, strength: float, *, steps: int, trained_steps: int | None = None) -> Sum:

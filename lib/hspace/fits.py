@@ -48,15 +48,45 @@ def text_direction(name: str, *, device: str | torch.device = "cpu") -> Tensor:
 
     Raises ValueError for an attribute that the captions do not know.
     """
+    return functional.normalize(_text_change(name, device), dim=0)
+
+
+def _text_change(name: str, device: str | torch.device) -> Tensor:
     without, having = zip(*templates(name), strict=True)
     source = judge.embed_texts(list(without), device=device)
     target = judge.embed_texts(list(having), device=device)
-    return functional.normalize((target - source).mean(0), dim=0)
+    return (target - source).mean(0)
 
 
 def encode(images: Tensor) -> Tensor:
     """Unit kit-CLIP embeddings of images clamped to [−1, 1], (n, 96), differentiable."""
     return judge.embed_images(images.clamp(-1, 1))
+
+
+# What the embeddings of nine in ten rendered faces with the attribute exceed, along its texts.
+ENOUGH = {}
+
+
+def margin(images: Tensor, name: str) -> Tensor:
+    """How much nearer images (n, c, h, w) are to the captions with an attribute than without, (n,).
+
+    E_I(x) · mean over templates of E_T(with) − E_T(without), by the kit's CLIP.
+    """
+    return encode(images) @ _text_change(name, images.device)
+
+
+@dataclass(frozen=True)
+class Enough:
+    """Whether the kit's CLIP finds an attribute in images, (n,) bool: where an edit may stop.
+
+    It does where the `margin` exceeds what nine in ten rendered faces with the attribute have.
+    """
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n,) bool of images (n, c, h, w)."""
+        return margin(images, self.name) >= ENOUGH[self.name]
 
 
 class Fit(NamedTuple):
@@ -67,7 +97,7 @@ class Fit(NamedTuple):
     seconds: float
 
 
-def train_block(
+def fit_block(
     generator: models.Generator,
     name: str,
     latents: Tensor,
@@ -76,23 +106,17 @@ def train_block(
     direct: bool = False,
     checkpoint: Path | None = None,
     **settings: object,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """f_t of one attribute and its history, from the model's own samples of `latents`.
+) -> Fit:
+    """f_t of one attribute from the model's own samples of `latents`, as values for a cache.
 
-    direct: Δh_t itself as parameters, one per edited step, in place of the network. settings: those
-    of `trained.train` that differ from `SETTINGS`.
+    `block_of` makes the Δh of it. direct: Δh_t itself as parameters, one per edited step, in place
+    of the network. settings: those of `trained.train` that differ from `SETTINGS`.
     """
+    begin = time.perf_counter()
     direction = text_direction(name, device=generator.device)
     chosen = {"t_edit": t_edit, "checkpoint": checkpoint, **SETTINGS, **settings}
     block = _block(generator, direct, chosen["steps"], t_edit)
     history = trained.train(generator, block, latents, encode, direction, **chosen)
-    return block.requires_grad_(False), history
-
-
-def fit_block(generator: models.Generator, name: str, latents: Tensor, **options: object) -> Fit:
-    """`train_block` as values that a cache can keep; `block_of` makes the Δh of it."""
-    begin = time.perf_counter()
-    block, history = train_block(generator, name, latents, **options)
     return Fit(dict(block.state_dict()), history, time.perf_counter() - begin)
 
 
@@ -220,29 +244,25 @@ def main(arguments: list[str] | None = None) -> None:
     curves = schedule.curves(generator, faces, attributes.distance, steps=50)
     for name in chosen.names:
         file = chosen.out / f"{name.replace(' ', '-')}.safetensors"
-        seconds, history = _train_file(generator, name, file, chosen.images, curves)
+        fit = _train_file(generator, name, file, chosen.images, schedule.t_edit(curves))
+        cosine = fit.history[-1]["cosine"]
         print(
-            f"{name}: cosine {history[-1]['cosine']:.3f}, {seconds:.0f} s, written to {file.name} "
+            f"{name}: cosine {cosine:.3f}, {fit.seconds:.0f} s, written to {file.name} "
             f"({file.stat().st_size / 1e6:.2f} MB)",
             flush=True,
         )
 
 
 def _train_file(
-    generator: models.Generator, name: str, file: Path, images: int, curves: schedule.Curves
-) -> tuple[float, list[dict[str, float]]]:
+    generator: models.Generator, name: str, file: Path, images: int, t_edit: int
+) -> Fit:
     """Train one f_t into `file`, going on where a stopped training left its partial file."""
-    begin, partial = time.perf_counter(), file.with_suffix(".partial.safetensors")
-    block, history = train_block(
-        generator,
-        name,
-        generator.noise(images, 10_000),
-        t_edit=schedule.t_edit(curves),
-        checkpoint=partial,
-    )
-    trained.save(block, file, attribute=name, t_edit=schedule.t_edit(curves), **SETTINGS)
+    partial, noise = file.with_suffix(".partial.safetensors"), generator.noise(images, 10_000)
+    fit = fit_block(generator, name, noise, t_edit=t_edit, checkpoint=partial)
+    block = block_of(generator, fit, t_edit=t_edit)
+    trained.save(block, file, attribute=name, t_edit=t_edit, **SETTINGS)
     partial.unlink(missing_ok=True)
-    return time.perf_counter() - begin, history
+    return fit
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 All come as `deltas.PerStep`: {t: change}, and callable as a Δh.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib.diffusion.models import Generator, unit_normal
-from lib.diffusion.sampling import ddim, update
+from lib.diffusion.sampling import ddim
 from lib.hspace import bases, editing, schedule, taps
 from lib.hspace.deltas import Delta, PerStep, per_step
 
@@ -91,7 +91,7 @@ def labelled_differences(
     text: prompt, guidance, negative, class_labels as in `sampling.ddim`, one for all latents.
     """
     coins = {
-        f"half {i}": torch.randint(2, (len(latents),), generator=_rng(i)) == 1
+        f"half {i}": torch.rand(len(latents), generator=torch.Generator().manual_seed(i)) < 0.5
         for i in range(halves)
     }
     sums = {layer: _Sums() for layer in layers}
@@ -149,12 +149,6 @@ def random_like(changes: Mapping[int, Tensor], seed: int) -> PerStep:
     return per_step({t: draw.to(v) * (v.norm() / draw.to(v).norm()) for t, v in changes.items()})
 
 
-def noise_like(norms: Mapping[int, float], shape: Sequence[int], seed: int) -> PerStep:
-    """Gaussian noise of its own at each time with the given norm there, {t: shape}."""
-    draws = {t: unit_normal(tuple(shape), seed, t) for t in norms}
-    return per_step({t: norms[t] * v / v.norm() for t, v in draws.items()})
-
-
 def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Tensor]]) -> PerStep:
     """`bases.project` at every time: the part of Δ_t that the protected ones do not share."""
     return per_step(
@@ -162,44 +156,35 @@ def projected(changes: Mapping[int, Tensor], protected: Sequence[Mapping[int, Te
     )
 
 
-def agreement(changes: Mapping[int, Tensor], *, above: float = 0) -> float:
-    """Mean cosine of the changes of all pairs of times t >= above: 1 for one direction.
+class Agreement(NamedTuple):
+    """Mean cosine of two estimates of a shift at pairs of different times, and at equal times."""
 
-    Raises ValueError for fewer than two such times.
+    across: float
+    same: float
+
+
+def agreement(
+    changes: Mapping[int, Tensor], others: Mapping[int, Tensor], *, above: float = 0
+) -> Agreement:
+    """How far one direction serves all times: mean cos(v_t, w_s) over t ≠ s >= above, and t = s.
+
+    changes and others are estimates of the same shift from *different* samples, so that the errors
+    of the two are independent: the same samples at every time share their error, and even random
+    groups of them agree across times. Raises ValueError for fewer than two common times.
     """
-    rows = torch.stack([v.double().flatten() for t, v in sorted(changes.items()) if t >= above])
-    if len(rows) < 2:
-        raise ValueError(f"{len(rows)} times lie at or above {above}; a pair is needed")
-    unit, n = torch.nn.functional.normalize(rows, dim=1), len(rows)
-    return float(((unit @ unit.T).sum() - n) / (n * (n - 1)))
+    times = sorted(t for t in changes if t in others and t >= above)
+    if len(times) < 2:
+        raise ValueError(f"{len(times)} times lie at or above {above}; a pair is needed")
+    first, second = (
+        torch.nn.functional.normalize(torch.stack([v[t].double().flatten() for t in times]), dim=1)
+        for v in (changes, others)
+    )
+    cosines, n = first @ second.T, len(times)
+    same = float(cosines.diagonal().mean())
+    return Agreement(float((cosines.mean() * n - same) / (n - 1)), same)
 
 
-def mean_epsilon(generator: Generator, latents: Tensor, delta: Delta, **options: object) -> PerStep:
-    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
-
-    The partner of a Δh in ε-space: on a single sample it makes the same edit. options: steps,
-    t_edit, strength c and batch. Raises ValueError where no step is edited.
-    """
-    sums: dict[int, Tensor] = {}
-    for t, change in _epsilon_changes(generator, latents, delta, **options):
-        sums[t] = sums.get(t, 0.0) + change.sum(0)
-    return per_step({t: total / len(latents) for t, total in sums.items()})
-
-
-def epsilon_norms(
-    generator: Generator, latents: Tensor, delta: Delta, **options: object
-) -> dict[int, float]:
-    """Mean over samples of ‖ε(x_t | c Δh_t) − ε(x_t)‖, {t: norm}; arguments of `mean_epsilon`.
-
-    What one sample's prediction moves by; the norm of the mean is smaller.
-    """
-    sums: dict[int, float] = {}
-    for t, change in _epsilon_changes(generator, latents, delta, **options):
-        sums[t] = sums.get(t, 0.0) + float(change.flatten(1).norm(dim=1).sum())
-    return {t: total / len(latents) for t, total in sums.items()}
-
-
-def _epsilon_changes(
+def mean_epsilon(
     generator: Generator,
     latents: Tensor,
     delta: Delta,
@@ -207,19 +192,22 @@ def _epsilon_changes(
     steps: int,
     t_edit: float,
     strength: float = 1.0,
-    batch: int = 8,
-) -> Iterator[tuple[int, Tensor]]:
-    """Pairs of a time and ε(x_t | c Δh_t) − ε(x_t) of a batch, along the edited trajectories."""
-    pairs = schedule.edit_steps(generator, steps, t_edit)
-    scaled = editing.scaled(delta, strength, steps=steps)
-    for x in latents.split(batch):
-        for t, t_next in pairs:
-            with torch.no_grad():
-                eps, plain = editing.predictions(generator, x, t, scaled)
-            yield t, eps - plain
-            alpha, alpha_next = generator.alpha(t), generator.alpha(t_next)
-            x = update(x, eps, alpha, alpha_next, eps_direction=plain)
+    **options: object,
+) -> PerStep:
+    """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
 
+    The partner of a Δh in ε-space: on a single sample it makes the same edit. options: prompt,
+    guidance, negative, class_labels, batch. Raises ValueError where no step is edited.
+    """
+    sums: dict[int, Tensor] = {}
+    shift = editing.scaled(delta, strength, steps=steps)
 
-def _rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    def predict(x: Tensor, t: int, **text: object) -> tuple[Tensor, Tensor]:
+        shifted, plain = editing.predictions(generator, x, t, shift, **text)
+        sums[t] = sums.get(t, 0) + (shifted - plain).sum(0)
+        return shifted, plain
+
+    _, last = schedule.edit_steps(generator, steps, t_edit)[-1]
+    stop = None if last < 0 else last
+    ddim(generator, latents, steps=steps, stop=stop, predict=predict, decode=False, **options)
+    return per_step({t: total / len(latents) for t, total in sums.items()})

@@ -43,7 +43,7 @@ def curves(
 ) -> Curves:
     """Distances of P_t and x_t from images (n, c, h, w) in [-1, 1], averaged over them.
 
-    x_t is the deterministic inversion on `steps` points, P_t the prediction made at t itself.
+    x_t is the inversion of the released code on `steps` points, P_t the prediction at t itself.
     distance: (n, c, h, w) twice -> (n,). text: prompt, guidance, negative, class_labels.
     """
     grid = time_grid(steps, len(generator.alphas))
@@ -58,9 +58,8 @@ def curves(
                 values = distance(own, clean), distance(own, generator.decode(x))
                 found[t] = torch.stack(values, 1).double()
 
-        top = invert(
-            generator, own, steps=steps, callback=measure, batch=len(own), progress=False, **text
-        )
+        run = {"steps": steps, "refine": 0, "batch": len(own), "progress": False}
+        top = invert(generator, own, callback=measure, **run, **text)
         measure(top, grid[-1], generator.epsilon(top, grid[-1], **text), rows)
         return torch.stack([found[t] for t in grid], 1)
 

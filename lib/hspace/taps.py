@@ -142,7 +142,7 @@ def _tap(generator: Generator, layer: str, see: Callable[[Tensor, int], Tensor])
     state = {"t": None, "fired": 0}
 
     def before(module: nn.Module, args: tuple, options: dict[str, object]) -> None:
-        state.update(t=args[1] if len(args) > 1 else options["timestep"], fired=0)
+        state.update(t=args[1] if len(args) > 1 else options.get("timestep"), fired=0)
 
     def at(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         state["fired"] += 1

@@ -84,9 +84,19 @@ def test_agreement_is_the_mean_cosine_of_pairs_of_times():
     a, b = unit(1), unit(2)
     b = b - (a * b).sum() * a
     changes = {0: -a, 500: a, 700: 2 * b, 900: 3 * a}
-    assert means.agreement(changes, above=500) == pytest.approx(1 / 3)
+    found = means.agreement(changes, changes, above=500)
+    assert found.across == pytest.approx(1 / 3) and found.same == pytest.approx(1)
+    crossed = means.agreement(changes, {500: b, 700: b, 900: -a, 950: a}, above=500)
+    assert (crossed.same, crossed.across) == pytest.approx((0, 0), abs=1e-6)
     with pytest.raises(ValueError, match="a pair is needed"):
-        means.agreement(changes, above=900)
+        means.agreement(changes, changes, above=900)
+
+
+def test_an_error_that_all_times_share_is_no_agreement_of_two_samples():
+    """Two estimates of nothing: each agrees with itself over time, and not with the other."""
+    errors = [{t: unit(k) + 0.3 * unit(k, t) for t in (500, 700, 900)} for k in (3, 4)]
+    assert means.agreement(errors[0], errors[0]).across > 0.8
+    assert abs(means.agreement(*errors).across) < 0.3
 
 
 def test_changes_are_values_that_a_cache_keeps_and_tells_apart(pixel, tmp_path, monkeypatch):
