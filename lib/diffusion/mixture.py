@@ -5,13 +5,14 @@ Data are Σ_k w_k N(μ_k, σ² I); at a time of cumulative product α the noisy 
 Σ_k w_k N(√α μ_k, s² I) with s² = α σ² + 1 − α.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import asinh, cosh, exp, sinh, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.diffusion import sampling
 from lib.diffusion.models import Generator
 
 SMALLEST_ALPHA = 1e-5
@@ -131,6 +132,34 @@ def total_stretch(sigma: float) -> float:
     if sigma < 0.027:
         raise ValueError(f"sigma = {sigma}: below 0.027 the stretch exceeds the range of float64")
     return sigma * exp(1 / (2 * sigma**2))
+
+
+def flow_stretch(sigma: float, *, steps: int = 80) -> float:
+    """`total_stretch` of two modes at ±1, by forward mode through `flow` on even steps."""
+    return _stretch(sigma, even_alphas(100, sigma), lambda two, x: flow(two, x, steps=steps))
+
+
+def ddim_stretch(sigma: float, *, steps: int) -> float:
+    """The same by DDIM on the schedule of DDPM, the sampler of the images."""
+
+    def draw(two: Generator, x: Tensor) -> Tensor:
+        return sampling.ddim(two, x, steps=steps, differentiable=True)
+
+    return _stretch(sigma, None, draw)
+
+
+def _stretch(sigma: float, alphas: Tensor | None, draw: Callable) -> float:
+    """Slope at 0 of a map between noise and the two modes."""
+    two = mixture(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), sigma, alphas=alphas)
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    return float(torch.func.jvp(lambda x: draw(two, x), (zero,), (torch.ones_like(zero),))[1])
+
+
+def second_mode(means: Tensor, sigma: float, latents: Tensor, *, steps: int = 20) -> Tensor:
+    """Whether latents flow to the second of two modes (2, c, h, w), (n,), in their own format."""
+    drawn = flow(mixture(means, sigma, dtype=latents.dtype), latents, steps=steps)
+    apart = (means[1] - means[0]).to(drawn)
+    return (drawn * apart).sum((1, 2, 3)) > float(means.square().sum((1, 2, 3)).diff()) / 2
 
 
 def _check_sigma(sigma: float) -> None:

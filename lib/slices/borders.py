@@ -23,7 +23,12 @@ class Crossing(NamedTuple):
 
 
 def crossings(
-    classify: Classify, start: Values, end: Values, *, tolerance: float = 1e-6
+    classify: Classify,
+    start: Values,
+    end: Values,
+    *,
+    which: Sequence[int] | None = None,
+    tolerance: float = 1e-6,
 ) -> Crossing:
     """One border on each segment, by repeated section between two points of different label.
 
@@ -31,8 +36,9 @@ def crossings(
     differ, so of several borders the one nearest to the start is followed.
 
     Args:
-        classify: coordinates (n, 2) -> labels (n,).
+        classify: coordinates (n, 2) -> labels (n,), or (n, k) of k attributes with `which`.
         start, end: (b, 2), of different labels.
+        which: (b,), the attribute that flips on each segment.
         tolerance: length of the last brackets in t; their middles are returned.
 
     Raises:
@@ -51,7 +57,7 @@ def crossings(
             f"tolerance = {tolerance:.3g}, or coordinates that are not finite: brackets in float64 "
             f"cannot be shorter than {finest:.1g}"
         )
-    first, last = _labels(classify, torch.stack([low, high], 1)).T
+    first, last = _labels(classify, torch.stack([low, high], 1), which).T
     if (first == last).any():
         row = int(np.argmax(first == last))
         raise ValueError(
@@ -62,7 +68,7 @@ def crossings(
     inner = torch.linspace(0, 1, SECTIONS + 1, dtype=torch.float64)[1:-1, None]
     while (gap := (high - low).norm(dim=1)).max() > tolerance:
         points = torch.lerp(low[:, None], high[:, None], inner)
-        own = _labels(classify, points)
+        own = _labels(classify, points, which)
         differs = np.concatenate([own != first[:, None], np.ones((len(own), 1), bool)], 1)
         part = torch.from_numpy(differs.argmax(1))
         ends = torch.cat([low[:, None], points, high[:, None]], 1)
@@ -72,24 +78,33 @@ def crossings(
 
 
 def followed(
-    classify: Classify, start: Values, end: Values, *, reach: float = 0.5, tolerance: float = 1e-6
+    classify: Classify,
+    known: Crossing,
+    *,
+    which: Sequence[int] | None = None,
+    reach: float = 0.05,
+    tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, Crossing | None]:
-    """Known borders under another classifier: the segments that still hold one, and where.
+    """Known borders under another classifier: which (b,) are still there, and where.
 
-    Each segment from start to end (b, 2) is prolonged by `reach` of its length at both ends, inside
-    the slice, because a border moves with the number of steps or the guidance. Returns a mask (b,)
-    of the segments whose ends differ and their crossings, None where no segment is left. Where a
+    Looks along the direction of each border, up to `reach` of the slice to both sides and inside
+    it, for flips of the same attribute, and takes the one nearest to the known place, because a
+    border moves with the number of steps or the guidance. None where no border is left. Where a
     height is read off there, the tolerance has to be far below the width of a border.
     """
-    start, end = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (start, end))
-    way = reach * (end - start)
-    wide = torch.stack([start - way, end + way], 1).clamp(0, 1)
-    first, last = _labels(classify, wide).T
-    kept = first != last
+    span = torch.linspace(-reach, reach, 4 * SECTIONS + 1, dtype=torch.float64)[:, None]
+    line = (known.points[:, None] + span * known.directions[:, None]).clamp(0, 1)
+    own = _labels(classify, line, which)
+    flips = own[:, 1:] != own[:, :-1]
+    away = np.abs(np.arange(4 * SECTIONS) - 2 * SECTIONS + 0.5)
+    part = torch.from_numpy(np.where(flips, away, np.inf).argmin(1))
+    kept = flips.any(1)
     if not kept.any():
         return kept, None
-    low, high = wide[torch.from_numpy(kept)].unbind(1)
-    return kept, crossings(classify, low, high, tolerance=tolerance)
+    rows = torch.from_numpy(np.flatnonzero(kept))
+    low, high = line[rows, part[rows]], line[rows, part[rows] + 1]
+    which = None if which is None else np.asarray(which)[kept]
+    return kept, crossings(classify, low, high, which=which, tolerance=tolerance)
 
 
 def combined(labels: Values) -> np.ndarray:
@@ -104,9 +119,11 @@ def combined(labels: Values) -> np.ndarray:
     return code.reshape(labels.shape[:-1])
 
 
-def _labels(classify: Classify, points: Tensor) -> np.ndarray:
-    """Labels (b, k) of points (b, k, 2)."""
-    return as_numpy(classify(points.flatten(0, 1))).reshape(points.shape[:2])
+def _labels(classify: Classify, points: Tensor, which: Sequence[int] | None = None) -> np.ndarray:
+    """Labels (b, k) of points (b, k, 2), each row of its own attribute."""
+    found = as_numpy(classify(points.flatten(0, 1))).reshape(*points.shape[:2], -1)
+    columns = np.zeros(len(found), int) if which is None else np.asarray(which)
+    return np.take_along_axis(found, columns[:, None, None], 2)[..., 0]
 
 
 def border_pairs(

@@ -13,7 +13,7 @@ import torch
 from lib.intervals import Values, as_array, as_numpy
 from lib.slices.borders import crossings
 from lib.slices.maps import Evaluate
-from lib.slices.plane import grid
+from lib.slices.refine import refine
 
 
 class Dimension(NamedTuple):
@@ -94,6 +94,48 @@ def line_spread(
     return float(np.mean(found)), float(np.std(found, ddof=1))
 
 
+def koch(points: int, dimension: float, *, seed: int = 0) -> np.ndarray:
+    """Labels (points, points) of the two sides of a curve of known dimension, at a random place.
+
+    A generalised Koch curve: four pieces of length r in the place of one, D = log 4 / log(1/r), so
+    r = 1/4 is a line, 1/3 the snowflake (1.262) and 1/2 fills an area. The window is turned at
+    random and lies on a random point of the curve; its edge, a sixth to a third of the curve's
+    span, is far above the curve's finest piece. Raises ValueError unless 1 <= dimension < 2.
+    """
+    from matplotlib.path import Path
+
+    if not 1 <= dimension < 2:
+        raise ValueError(f"dimension = {dimension}: a curve has 1 up to below 2")
+    r = 4 ** (-1 / dimension)
+    height = np.sqrt(max(r**2 - (0.5 - r) ** 2, 0.0))
+    corners = np.array([0, r, 0.5 + 1j * height, 1 - r, 1])
+    curve = np.array([0, 1], complex)
+    while np.abs(np.diff(curve)).max() > 1 / 8 / points and len(curve) < 20_000:
+        steps = np.diff(curve)[:, None] * corners[:-1]
+        curve = np.append((curve[:-1, None] + steps).ravel(), 1)
+    rng = np.random.default_rng(seed)
+    edge, turn = rng.uniform(1 / 6, 1 / 3), np.exp(1j * rng.uniform(0, 2 * np.pi))
+    middle = curve[rng.integers(len(curve) // 4, 3 * len(curve) // 4)]
+    x = np.linspace(-0.5, 0.5, points)
+    middle = middle + edge * (rng.uniform(-0.2, 0.2) + 1j * rng.uniform(-0.2, 0.2))
+    t = middle + edge * turn * (x[:, None] + 1j * x)
+    closed = np.append(curve, [3 + 0j, 3 - 3j, -3 - 3j, -3 + 0j])
+    inside = Path(np.stack([closed.real, closed.imag], 1))
+    return inside.contains_points(np.stack([t.real, t.imag], -1).reshape(-1, 2)).reshape(t.shape)
+
+
+def readings(points: int, dimension: float, *, largest: int, draws: int = 50) -> np.ndarray:
+    """Dimensions (draws,) that windows on a curve of known dimension read, of those it crosses."""
+    masks = (border(koch(points, dimension, seed=k)) for k in range(draws))
+    return np.array([box_counting(m, largest=largest).dimension for m in masks if m.any()])
+
+
+def share_above(values: Values, bound: float, *, windows: int, draws: int = 1000) -> float:
+    """How often the mean of so many of the values, less two standard errors, exceeds a bound."""
+    drawn = as_array(values)[np.random.default_rng(0).integers(len(values), size=(draws, windows))]
+    return float((drawn.mean(1) - 2 * drawn.std(1, ddof=1) / windows**0.5 > bound).mean())
+
+
 def border(labels: Values) -> np.ndarray:
     """Cells (g − 1, h − 1) of a grid whose four corners do not carry the same label (g, h).
 
@@ -122,18 +164,17 @@ def zoom(
     classify: Evaluate,
     *,
     levels: int,
+    depth: int = 6,
     factor: float = 10.0,
-    points: int = 64,
     centre: Sequence[float] = (0.5, 0.5),
     window: float = 1.0,
     resolution: float = 0.0,
 ) -> list[Zoom]:
     """Windows that shrink by `factor` onto the border nearest to the middle of the one before.
 
-    The border is located between two grid points by section, to a fifth of the next window's
-    spacing, so a factor may be larger than the number of points. Ends early, at the first window
-    that holds a single label. For several borders start from several centres, with a smaller first
-    window.
+    A window has 2^depth + 1 points a side, labelled by `traced`. The border is located between two
+    of them by section, to a fifth of the next window's spacing. Ends early, at the first window
+    that holds a single label.
 
     Args:
         classify: coordinates (n, 2) -> labels (n,).
@@ -143,42 +184,55 @@ def zoom(
     Raises:
         ValueError: a last window below points · resolution, naming the smallest useful one; a
             factor that does not shrink; a window that is larger than the slice; a centre outside
-            it; no level, fewer than two points; labels that are not one for each point.
+            it; no level; labels that are not one for each point.
     """
-    if levels > 1 and not factor > 1:
-        raise ValueError(f"factor = {factor}: choose one above 1, by which each window shrinks")
     inside = len(centre) == 2 and all(0 <= c <= 1 for c in centre)
-    if levels < 1 or points < 2 or not inside:
+    if levels < 1 or not inside or not 0 < window <= 1 or (levels > 1 and not factor > 1):
         raise ValueError(
-            f"levels = {levels}, points = {points}, centre = {list(centre)}; expected at least one "
-            "level, two points a side, and a centre (alpha, beta) in [0, 1]²"
+            f"levels = {levels}, centre = {list(centre)}, window = {window}, factor = {factor}; "
+            "expected at least one level, a centre (alpha, beta) in [0, 1]², an edge above 0 and "
+            "up to 1, and a factor above 1, by which each window shrinks"
         )
-    if not 0 < window <= 1:
-        raise ValueError(f"window = {window}: choose an edge above 0 and up to 1, the whole slice")
-    check_window(window / factor ** (levels - 1), points, resolution)
+    check_window(window / factor ** (levels - 1), 2**depth + 1, resolution)
     found: list[Zoom] = []
     middle = np.asarray(centre, dtype=float)
     for level in range(levels):
         edge = window / factor**level
         middle = middle.clip(edge / 2, 1 - edge / 2)
         low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
-        labels = as_numpy(classify(grid(points, low=low, high=high)))
-        if labels.shape != (points**2,):
-            raise ValueError(
-                f"classify returned shape {labels.shape} for {points**2} points; expected "
-                f"({points**2},), one label for each"
-            )
-        labels = labels.reshape(points, points)
+        labels = traced(classify, depth, low=low, high=high)
         found.append(Zoom(middle, edge, labels))
         cells = np.argwhere(border(labels))
         if len(cells) == 0 or level == levels - 1:
             break
-        places = low + (cells + 0.5) / (points - 1) * (high - low)
+        places = low + (cells + 0.5) / 2**depth * (high - low)
         corners = cells[np.argmin(np.square(places - middle).sum(1))] + _CORNERS
-        spacing = edge / factor / (points - 1)
-        where = low + corners / (points - 1) * (high - low)
-        middle = _on_a_side(classify, where, labels[tuple(corners.T)], spacing / 5)
+        where = low + corners / 2**depth * (high - low)
+        middle = _on_a_side(classify, where, labels[tuple(corners.T)], edge / factor / 5 / 2**depth)
     return found
+
+
+def traced(
+    classify: Evaluate, depth: int, *, low: Sequence[float], high: Sequence[float], coarse: int = 3
+) -> np.ndarray:
+    """Labels of a window on 2^depth + 1 points a side, classified along its borders only.
+
+    The quadtree of `refine`, which splits cells whose corners differ; a patch of another label that
+    fits between points of the 2^coarse cells a side and touches no border is not seen.
+    """
+    names: dict = {}
+
+    def numbered(t: torch.Tensor) -> np.ndarray:
+        labels = as_numpy(classify(t))
+        if labels.shape != (len(t),):
+            raise ValueError(
+                f"classify returned shape {labels.shape} for {len(t)} points; expected "
+                f"({len(t)},), one label for each"
+            )
+        return np.array([names.setdefault(label, len(names)) for label in labels.tolist()])
+
+    tree = refine(numbered, depth, coarse=min(coarse, depth), share=1.0, low=low, high=high)
+    return np.array(list(names))[np.rint(tree.values).astype(int)]
 
 
 def _on_a_side(

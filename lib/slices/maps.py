@@ -6,7 +6,7 @@ Neighbouring values of a map are not independent, so errors come from resampling
 from collections.abc import Callable
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -82,6 +82,13 @@ def smooth(values: Values, width: float, *, spacing: float) -> np.ndarray:
     if not width >= 0 or not spacing > 0:
         raise ValueError(f"width = {width}, spacing = {spacing}: widths are >= 0, spacings above 0")
     return gaussian_filter(as_array(values), width / spacing, mode="nearest")
+
+
+def read(values: Values, at: Values) -> np.ndarray:
+    """A map (g, g) on the slice, bilinear at points (n, 2), (n,)."""
+    values = as_array(values)
+    places = as_array(at).T * (len(values) - 1)
+    return map_coordinates(values, places, order=1, mode="nearest")
 
 
 def unit_ratio(estimate: Values, truth: Values) -> tuple[float, float]:

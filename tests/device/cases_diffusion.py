@@ -147,6 +147,9 @@ CASES |= {
     "diffusion.images.save": saved,
     "diffusion.mixture.MixtureDenoiser": lambda on: mixed(on).unet.noise(on(CENTRES), 0.5),
     "diffusion.mixture.mixture": lambda on: mixed(on).epsilon(on(CENTRES), 300),
+    "diffusion.mixture.second_mode": lambda on: mixture.second_mode(
+        on(CENTRES)[:2], 0.3, on(CENTRES), steps=4
+    ),
     "diffusion.mixture.flow": lambda on: mixture.flow(mixed(on), on(CENTRES), steps=4),
     "diffusion.models.real_numbers": lambda on: models.real_numbers(on(faces()), "x"),
     "diffusion.models.Generator": generator,
@@ -200,6 +203,8 @@ EXCEPTIONS |= {
     "diffusion.folders.without_bars": "a setting of the libraries below",
     "diffusion.mixture.even_alphas": NUMBERS,
     "diffusion.mixture.total_stretch": NUMBERS,
+    "diffusion.mixture.flow_stretch": NUMBERS,
+    "diffusion.mixture.ddim_stretch": NUMBERS,
     "diffusion.models.unit_normal": "the draw of one sample, always on the CPU",
     "diffusion.models.out_of_memory": NUMBERS,
     "diffusion.prompts.check": NUMBERS,

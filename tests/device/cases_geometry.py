@@ -25,6 +25,7 @@ from lib.geometry import (
     theorems,
     two_step,
 )
+from lib.geometry import learned as from_features
 
 RNG = np.random.default_rng(0)
 BOX = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
@@ -251,6 +252,14 @@ CASES |= {
         g, [on(torch.linspace(-1, 1, 5).double())] * 2
     )(on(FEW)),
     "geometry.grids.GridMetric": lambda on: (table(on)(on(FEW)), table(on).jet(on(FEW))),
+    "geometry.learned.components": lambda on: from_features.components(on(T))[1],
+    "geometry.learned.from_posteriors": lambda on: from_features.from_posteriors(
+        on(5 * T), on(T), box=on(BOX), grid=4, steps=6
+    )[0](on(FEW)),
+    "geometry.learned.from_noisy": lambda on: from_features.from_noisy(
+        on(T.float()), on(T), 0.3, box=on(BOX), grid=6, steps=6
+    )(on(FEW)),
+    "geometry.learned.from_swaps": lambda on: from_features.from_swaps(on(T), on(T))(on(FEW)),
     "geometry.lengths.Panels": lambda on: lengths.panels(*lifted(on), scan=8).curve_length(
         on(CURVE)
     ),
@@ -377,6 +386,8 @@ EXCEPTIONS |= {
     "geometry.networks.perceptron": "sizes in, layers out; they run in many cases",
 }
 DESCENTS |= {
+    "geometry.learned.from_noisy",
+    "geometry.learned.from_posteriors",
     "geometry.baselines.posterior_mean",
     "geometry.baselines.vae_components",
     "geometry.divergence.fit_divergence",

@@ -5,7 +5,7 @@ from cases_diffusion import STEPS, pixel, tiny
 from table import CASES, EXCEPTIONS, ON_CPU
 
 from lib import slices
-from lib.slices import borders, fractal, maps, paths, refine, relief
+from lib.slices import borders, fractal, maps, paths, refine, relief, scattered, timing
 
 POINTS = torch.tensor([[0.1, 0.2], [0.7, 0.4], [0.9, 0.9]]).double()
 LOW, HIGH = torch.tensor([[0.1, 0.1], [0.2, 0.3]]).double(), torch.tensor([[0.9, 0.8]] * 2).double()
@@ -42,10 +42,16 @@ def differentiated(on):
     return plain, slices.jacobian(generator, own(on), on(POINTS), steps=2, features=two)
 
 
+def flat(on):
+    """Features, labels and points of a map without its grid."""
+    t = GRID.flatten(0, 1)
+    return on(HILLS.view(-1, 1)), on(t), on(POINTS)
+
+
 CASES |= {
     "slices.borders.crossings": crossed,
     "slices.borders.followed": lambda on: borders.followed(
-        by_sum(on)[0], on(LOW), on(HIGH), tolerance=1e-3
+        by_sum(on)[0], crossed(on), tolerance=1e-3
     ),
     "slices.borders.combined": lambda on: borders.combined(on(torch.stack([LABELS] * 2, -1))),
     "slices.borders.border_pairs": lambda on: borders.border_pairs(on(LABELS), on(HILLS), most=3),
@@ -59,7 +65,8 @@ CASES |= {
     "slices.borders.phase_pairs": lambda on: borders.phase_pairs(on(LABELS + 1), 4),
     "slices.fractal.box_counting": lambda on: fractal.box_counting(on(HILLS > 3)),
     "slices.fractal.border": lambda on: fractal.border(on(LABELS)),
-    "slices.fractal.zoom": lambda on: fractal.zoom(by_sum(on)[0], levels=2, points=5),
+    "slices.fractal.zoom": lambda on: fractal.zoom(by_sum(on)[0], levels=2, depth=2),
+    "slices.fractal.traced": lambda on: fractal.traced(by_sum(on)[0], 3, low=(0, 0), high=(1, 1)),
     "slices.fractal.difference_slopes": lambda on: fractal.difference_slopes(
         by_sum(on)[1], on(POINTS), [1, 0], [0.1, 0.01]
     ),
@@ -73,9 +80,11 @@ CASES |= {
         on(HILLS), on(GRID[..., 0]), on(HILLS**2), blocks=2, draws=5
     ),
     "slices.maps.smooth": lambda on: maps.smooth(on(HILLS), 0.1, spacing=0.1),
+    "slices.maps.read": lambda on: maps.read(on(HILLS), on(POINTS)),
     "slices.maps.unit_ratio": lambda on: maps.unit_ratio(on(HILLS), on(HILLS**2)),
     "slices.paths.feature_length": lambda on: paths.feature_length(on(GRID)),
     "slices.paths.turning": lambda on: paths.turning(on(GRID**2)),
+    "slices.paths.shares_on": lambda on: paths.shares_on(on(HILLS > 3), on(GRID**2)),
     "slices.plane.Slice": lambda on: (
         own(on).latents(on(POINTS)),
         own(on).resolution(torch.float32),
@@ -85,13 +94,20 @@ CASES |= {
     "slices.refine.refine": lambda on: refine.refine(by_sum(on)[1], 3, coarse=1),
     "slices.relief.stretch": lambda on: relief.stretch(on(torch.eye(2).expand(3, 2, 2))),
     "slices.relief.neighbour_trace": lambda on: relief.neighbour_trace(on(GRID**2), 0.1),
-    "slices.relief.neighbour_metric": lambda on: relief.neighbour_metric(on(GRID**2), 0.1),
+    "slices.relief.surface_metric": lambda on: relief.surface_metric(on(GRID**2)),
     "slices.relief.ridges": lambda on: relief.ridges(on(HILLS)),
     "slices.relief.phases": lambda on: relief.phases(on(HILLS), contrast=1.0),
+    "slices.scattered.nearest_pairs": lambda on: scattered.nearest_pairs(*flat(on)),
+    "slices.scattered.local_regression": lambda on: scattered.local_regression(*flat(on)),
+    "slices.timing.appears": lambda on: timing.appears(on(HILLS[None]), on(LABELS)),
+    "slices.timing.settles": lambda on: timing.settles(on(LABELS)),
 }
 
 EXCEPTIONS |= {
     "slices.fractal.line_spread": "numbers in, numbers out",
+    "slices.fractal.koch": "numbers in, numbers out",
+    "slices.fractal.readings": "numbers in, numbers out",
+    "slices.fractal.share_above": "takes the array of `readings` alone",
     "slices.fractal.check_window": "numbers in, nothing out",
     "slices.maps.overlap": "takes the arrays of `ridges` alone",
     "slices.plane.grid": "numbers in; `Slice` moves the coordinates",
@@ -102,5 +118,5 @@ ON_CPU |= {
     "slices.borders.crossings": COORDINATES,
     "slices.borders.followed": COORDINATES,
     "slices.borders.phase_pairs": COORDINATES,
-    "slices.relief.neighbour_metric": "a map is made row by row in host memory, for its size",
+    "slices.relief.surface_metric": "a map is made row by row in host memory, for its size",
 }

@@ -13,9 +13,12 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from lib import slices
 from lib.diffusion import sampling
 from lib.diffusion.mixture import (
+    ddim_stretch,
     even_alphas,
     flow,
+    flow_stretch,
     mixture,
+    second_mode,
     total_stretch,
 )
 from lib.slices import relief
@@ -235,6 +238,19 @@ def test_weights_are_shares_in_double_precision():
     parts = [mixture(MEANS, 0.4, weights=w).unet.log_weights for w in (WEIGHTS, [2, 3, 5])]
     torch.testing.assert_close(*parts, rtol=1e-15, atol=0)
     assert float(parts[0].exp().sum()) == pytest.approx(1, abs=1e-15)
+
+
+def test_stretches_of_the_flow_and_of_the_sampler_near_the_closed_form():
+    assert flow_stretch(0.4) == pytest.approx(total_stretch(0.4), rel=1e-3)
+    by_steps = [ddim_stretch(0.4, steps=k) for k in (10, 50, 400)]
+    assert by_steps == sorted(by_steps) and by_steps[-1] < total_stretch(0.4)
+    assert by_steps[-1] == pytest.approx(total_stretch(0.4), rel=0.1)
+
+
+def test_latents_flow_to_the_mode_on_their_side():
+    means = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).double()
+    latents = torch.tensor([-1.2, -0.1, 0.1, 1.2]).view(4, 1, 1, 1).double()
+    assert second_mode(means, 0.3, latents).tolist() == [False, False, True, True]
 
 
 def test_even_alphas_fall_from_almost_one_to_the_last():

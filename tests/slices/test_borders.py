@@ -47,25 +47,40 @@ def test_segments_without_a_known_border_are_refused(start, end, options, messag
         borders.crossings(beyond, start, end, **options)
 
 
+def at(*places):
+    """Crossings at places of the slice, looked for along the first axis."""
+    points = torch.tensor(places, dtype=torch.float64)
+    return borders.Crossing(points, torch.tensor([[1.0, 0.0]]).double().expand_as(points), None)
+
+
 def test_a_border_that_moved_is_followed_and_one_that_left_is_not():
     def moved(t):
         return t @ torch.tensor([1.0, 0.3], dtype=torch.float64) > 0.66
 
-    start = torch.tensor([[0.5, 0.3], [0.1, 0.3]], dtype=torch.float64)  # 0.59 and 0.19
-    end = start + torch.tensor([[0.06, 0.0]], dtype=torch.float64)  # the border is at 0.66
-    kept, found = borders.followed(moved, start, end, reach=0.5)
+    known = at([0.53, 0.3], [0.13, 0.3])  # 0.62 and 0.22; the border is at 0.66
+    kept, found = borders.followed(moved, known, reach=0.05)
     assert kept.tolist() == [True, False] and len(found.points) == 1
     assert float(found.points[0] @ torch.tensor([1.0, 0.3]).double()) == pytest.approx(
         0.66, abs=1e-6
     )
-    kept, found = borders.followed(moved, start, end, reach=0.1)
+    kept, found = borders.followed(moved, known, reach=0.02)
     assert not kept.any() and found is None
+
+
+def test_of_several_borders_the_nearest_one_of_the_own_attribute_is_followed():
+    def stripes(t):
+        return torch.stack([(t[:, :1] > torch.tensor([0.42, 0.47, 0.55])).sum(1), t[:, 0] > 0.5], 1)
+
+    known = at([0.5, 0.2], [0.5, 0.2])
+    kept, found = borders.followed(stripes, known, which=[0, 1], reach=0.1)
+    assert kept.all()
+    np.testing.assert_allclose(found.points[:, 0], [0.47, 0.5], atol=1e-6)
 
 
 def test_the_height_of_a_narrow_border_is_met_where_it_is_followed():
     width = 1e-4  # of tanh((x - place) / width), whose slope is 1 / width at its place
     for place in (0.4012345, 0.4312345):
-        _, found = borders.followed(lambda t, a=place: t[:, 0] > a, [[0.4, 0.5]], [[0.43, 0.5]])
+        _, found = borders.followed(lambda t, a=place: t[:, 0] > a, at([0.41, 0.5]))
         off = (float(found.points[0, 0]) - place) / width
         assert np.cosh(off) ** -2 == pytest.approx(1, abs=1e-3)
 
@@ -77,8 +92,14 @@ def test_following_stays_inside_the_slice():
         seen.append(t)
         return t[:, 0] > 0.97
 
-    borders.followed(classify, [[0.9, 0.5]], [[1.0, 0.5]], reach=2.0)
+    borders.followed(classify, at([0.95, 0.5]), reach=0.2)
     assert float(torch.cat(seen).max()) == 1.0
+
+
+def test_each_segment_follows_its_own_attribute():
+    classify = lambda t: torch.stack([t[:, 0] > 0.3, t[:, 0] > 0.6], 1)  # noqa: E731
+    found = borders.crossings(classify, [[0.0, 0.5]] * 2, [[1.0, 0.5]] * 2, which=[1, 0])
+    np.testing.assert_allclose(found.points[:, 0], [0.6, 0.3], atol=1e-6)
 
 
 def test_combined_labels_tell_combinations_apart_and_nothing_else():

@@ -7,7 +7,7 @@ import torch
 from lib import slices
 from lib.diffusion import models
 from lib.diffusion.mixture import flow, mixture
-from lib.slices import borders, fractal
+from lib.slices import fractal
 
 POINTS = torch.tensor([[0.2, 0.3], [0.5, 0.6], [0.7, 0.4]], dtype=torch.float64)
 ROW, COLUMN = np.indices((513, 513)) / 512
@@ -77,6 +77,27 @@ def test_the_error_of_a_small_box_count_is_that_of_straight_lines():
     assert many == sorted(many) and many[-1] > 1.15  # so few boxes: lines look like a fractal
 
 
+@pytest.mark.parametrize("dimension", [1.0, np.log(4) / np.log(3), 1.5])
+def test_windows_on_curves_read_less_than_their_dimension_and_a_line_reads_one(dimension):
+    read = fractal.readings(65, dimension, largest=16, draws=8)
+    assert len(read) == 8 and read.mean() + 0.03 >= 1 and read.mean() < dimension + 0.03
+    assert read.mean() > 1 + 0.7 * (dimension - 1)
+
+
+def test_a_koch_curve_is_the_snowflake_at_its_own_dimension():
+    """Box counting over four more scales than a window has."""
+    mask = fractal.border(fractal.koch(513, np.log(4) / np.log(3), seed=3))
+    assert fractal.box_counting(mask, largest=64).dimension == pytest.approx(1.262, abs=0.05)
+
+
+def test_the_share_above_a_bound_grows_with_the_windows_and_needs_their_spread():
+    values = np.random.default_rng(0).normal(1.15, 0.05, 4000)
+    few, many = (fractal.share_above(values, 1.1, windows=n) for n in (4, 40))
+    assert few < many and many > 0.99
+    assert fractal.share_above(values, 1.2, windows=8) < 0.01
+    assert fractal.share_above([1.3, 1.3], 1.1, windows=3) == 1
+
+
 def test_border_cells_are_those_with_two_labels():
     labels = np.array([[0, 0, 0, 2], [0, 0, 0, 2], [0, 0, 0, 2], [1, 0, 0, 2]])
     np.testing.assert_array_equal(fractal.border(labels), [[0, 0, 1], [0, 0, 1], [1, 0, 1]])
@@ -87,16 +108,16 @@ def ring(t, centre=(0.4, 0.55), radius=0.3):
 
 
 def test_zoom_follows_the_border():
-    windows = fractal.zoom(ring, levels=7, factor=10, points=41)
+    windows = fractal.zoom(ring, levels=7, factor=10, depth=5)
     assert [w.window for w in windows] == pytest.approx([10.0**-k for k in range(7)])
     for before, after in zip(windows[:-1], windows[1:], strict=True):
         away = abs(np.hypot(*(after.centre - (0.4, 0.55))) - 0.3)
-        assert away < before.window / 40
+        assert away < before.window / 32
     assert all(0.2 < w.labels.mean() < 0.8 for w in windows[1:])
 
 
 def test_zoom_keeps_the_border_in_the_middle_whatever_the_factor():
-    windows = fractal.zoom(ring, levels=4, points=9, factor=50.0)
+    windows = fractal.zoom(ring, levels=4, depth=3, factor=50.0)
     assert len(windows) == 4
     for window in windows[1:]:
         radius = np.linalg.norm(window.centre - [0.4, 0.55])
@@ -105,44 +126,48 @@ def test_zoom_keeps_the_border_in_the_middle_whatever_the_factor():
 
 
 def test_windows_are_labelled_in_the_order_of_the_grid():
-    (first,) = fractal.zoom(lambda t: t[:, 0] > 0.7, levels=1, points=11)
-    np.testing.assert_array_equal(first.labels, np.indices((11, 11))[0] > 7)
-    _, second = fractal.zoom(lambda t: t[:, 0] > 0.7, levels=2, factor=2, points=11)
+    (first,) = fractal.zoom(lambda t: t[:, 0] > 0.7, levels=1, depth=4)
+    np.testing.assert_array_equal(first.labels, np.indices((17, 17))[0] > 11)
+    _, second = fractal.zoom(lambda t: t[:, 0] > 0.7, levels=2, factor=2, depth=4)
     assert second.centre == pytest.approx([0.75, 0.5], abs=0.051)
 
 
 def test_windows_stay_inside_the_slice():
     seen = []
+    fractal.zoom(lambda t: seen.append(t) or t.sum(1) > 0.02, levels=3, centre=(0, 0), window=0.5)
+    assert float(torch.cat(seen).min()) >= 0 and float(torch.cat(seen).max()) <= 1
 
-    def classify(t):
-        if len(t) > borders.SECTIONS:  # a window, and not the search between two of its points
-            seen.append(t)
-        return t.sum(1) > 0.02
 
-    fractal.zoom(classify, levels=3, centre=(0.0, 0.0), points=40, window=0.5)
-    for level, t in enumerate(seen):
-        assert float(t.min()) >= 0 and float(t.max()) <= 1
-        extent = (t.amax(0) - t.amin(0)).tolist()
-        assert extent == pytest.approx([0.5 / 10**level] * 2)
+def test_a_traced_window_is_the_full_one_at_a_part_of_its_cost():
+    drawn = []
+
+    def stripes(t):
+        drawn.append(len(t))
+        return (t.norm(dim=1) > 0.5).long() + 2 * (t[:, 1] > 0.83).long()
+
+    traced = fractal.traced(stripes, 7, low=(0, 0), high=(1, 1))
+    full = stripes(slices.grid(129)).reshape(129, 129)
+    np.testing.assert_array_equal(traced, full)
+    assert sum(drawn[:-1]) < 129**2 / 5
 
 
 def test_zoom_goes_on_where_another_batch_reads_a_corner_otherwise():
     def wavering(t):
         return (t[:, 0] > 0.7) & (len(t) > 2)  # two points alone: one label
 
-    first, second = fractal.zoom(wavering, levels=2, factor=4, points=11)
+    first, second = fractal.zoom(wavering, levels=2, factor=4, depth=4)
     assert abs(second.centre[0] - 0.7) < 1 / 10 and fractal.border(second.labels).any()
 
 
 def test_zoom_ends_where_there_is_no_border():
-    assert len(fractal.zoom(lambda t: torch.zeros(len(t)), levels=5, points=9, factor=2)) == 1
+    assert len(fractal.zoom(lambda t: torch.zeros(len(t)), levels=5, depth=3, factor=2)) == 1
 
 
 def test_a_zoom_below_the_number_format_is_refused_with_the_smallest_useful_window():
     plane = slices.Slice(models.unit_normal((3, 4, 16, 16), 0))
     step = plane.resolution(torch.float32)
-    run = {"levels": 7, "points": 32, "factor": 8}
-    with pytest.raises(ValueError, match=f"smallest useful window is {32 * step:.3g}.*float64"):
+    run = {"levels": 7, "depth": 5, "factor": 8}
+    with pytest.raises(ValueError, match=f"smallest useful window is {33 * step:.3g}.*float64"):
         fractal.zoom(ring, resolution=step, **run, window=0.5)
     fractal.zoom(ring, resolution=plane.resolution(torch.float64), **run)
     fractal.check_window(32.001 * step, 32, step)
@@ -153,7 +178,7 @@ def test_a_zoom_below_the_number_format_is_refused_with_the_smallest_useful_wind
 @pytest.mark.parametrize("options", [{"factor": 1.0}, {"factor": 0.5}, {"window": 1.5}])
 def test_zooms_that_could_lose_the_border_are_refused(options):
     with pytest.raises(ValueError, match="factor|window"):
-        fractal.zoom(ring, levels=2, points=64, **options)
+        fractal.zoom(ring, levels=2, **options)
 
 
 def test_the_border_of_a_mixture_is_no_fractal():
@@ -164,7 +189,7 @@ def test_the_border_of_a_mixture_is_no_fractal():
         images = flow(generator, plane.latents(t), steps=30)
         return torch.cdist(images.flatten(1), means.flatten(1)).argmin(1)
 
-    windows = fractal.zoom(classify, levels=3, points=80, centre=(0.5, 0.2), window=0.6)
+    windows = fractal.zoom(classify, levels=3, centre=(0.5, 0.2), window=0.6)
     assert len(windows) == 3
     for w in windows[1:]:
         found = fractal.box_counting(fractal.border(w.labels))

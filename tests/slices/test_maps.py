@@ -86,3 +86,10 @@ def test_overlap_counts_cells():
     assert maps.overlap(a, b) == 1
     a[0, :3], b[0, 1:] = True, True
     assert maps.overlap(a, b) == 0.5
+
+
+def test_a_map_is_read_between_its_points():
+    t = np.stack(np.meshgrid(*[np.linspace(0, 1, 9)] * 2, indexing="ij"), -1)
+    values = 2 * t[..., 0] - t[..., 1]
+    at = RNG.uniform(size=(20, 2))
+    np.testing.assert_allclose(maps.read(values, at), 2 * at[:, 0] - at[:, 1])

@@ -32,3 +32,13 @@ def test_length_adds_up_over_all_features():
     assert paths.feature_length(torch.as_tensor(images)) == pytest.approx(expected)
     with pytest.raises(ValueError, match="points >= 2"):
         paths.turning(images[:, :1])
+
+
+def test_bends_and_ways_are_shared_out_by_where_they_lie():
+    mask = np.zeros((11, 11), bool)
+    mask[5] = True
+    bent = [[0.0, 0.0], [0.25, 0.0], [0.5, 0.0], [0.5, 0.5], [0.5, 1.0]]  # turns on the mask alone
+    away = [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0], [0.25, 1.0], [0.25, 0.5]]
+    turning, way = paths.shares_on(mask, [bent, away])
+    assert turning.tolist() == [1, 0] and way == pytest.approx([1.125 / 1.5, 0])
+    assert np.isnan(paths.shares_on(mask, [[[0, 0], [0.25, 0], [0.5, 0], [1, 0]]])[0]).all()

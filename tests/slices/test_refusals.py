@@ -6,7 +6,7 @@ import torch
 
 from lib import slices
 from lib.diffusion import mixture
-from lib.slices import borders, fractal, maps, refine, relief
+from lib.slices import borders, fractal, maps, refine, relief, scattered
 
 MIXTURE = mixture.mixture(torch.ones(1, 1, 3, 3), 0.5)
 PLANE = slices.Slice(MIXTURE.noise(3, 1))
@@ -52,7 +52,8 @@ CALLS = {
     r"shape \(3,\)": lambda: relief.phases(np.ones(3)),
     r"centre = \[2.0, 0.5\]": lambda: fractal.zoom(right, levels=2, centre=(2.0, 0.5)),
     "levels = 0": lambda: fractal.zoom(right, levels=0),
-    "points = 1, centre": lambda: fractal.zoom(right, levels=1, points=1),
+    "dimension = 2": lambda: fractal.koch(9, 2.0),
+    "4 samples": lambda: scattered.local_regression(np.eye(4), np.eye(4)[:, :2], T),
     "one label for each": lambda: fractal.zoom(lambda t: right(t)[:3], levels=1),
     "labels have shape": lambda: fractal.border(np.ones(3)),
     r"distances = \[\]": lambda: fractal.difference_slopes(right, T, (1.0, 0.0), []),

@@ -28,16 +28,29 @@ def test_neighbour_differences_average_both_sides_of_a_point():
     np.testing.assert_allclose(found, [[0, 18, 36]] * 2)
 
 
-def test_the_neighbour_metric_is_that_of_the_map_and_its_trace_the_plain_one():
+def test_the_surface_of_a_linear_map_has_its_metric():
     jacobian = torch.as_tensor(RNG.standard_normal((5, 2)))
     values = (slices.grid(9) @ jacobian.mT).reshape(9, 9, 5)
-    found = relief.neighbour_metric(values, 1 / 8)
-    torch.testing.assert_close(found, (jacobian.mT @ jacobian).expand(9, 9, 2, 2))
-    rough = torch.as_tensor(RNG.standard_normal((7, 6, 4)))
-    g = relief.neighbour_metric(rough, 0.1)
-    assert float(torch.linalg.eigvalsh(g).min()) > 0
-    trace = g.diagonal(dim1=-2, dim2=-1).sum(-1)
-    np.testing.assert_allclose(trace, relief.neighbour_trace(rough, 0.1), rtol=1e-12)
+    axes, g = relief.surface_metric(values, refine=2)
+    assert [len(axis) for axis in axes] == [17, 17] and axes[0][-1] == 1
+    torch.testing.assert_close(g, (jacobian.mT @ jacobian).expand(17, 17, 2, 2))
+
+
+def test_the_metric_of_the_surface_is_the_square_of_its_differences():
+    values = RNG.standard_normal((6, 7, 4))
+    axes, g = relief.surface_metric(values, refine=500)
+    assert float(torch.linalg.eigvalsh(g[::100, ::100]).min()) > 0
+    length = float(g[1000, :, 1, 1].sqrt().mean())  # of the image of a line of the slice
+    ends = np.linalg.norm(values[2, -1] - values[2, 0])  # at a row of nodes, near them
+    assert length > 0.5 * ends
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.5, np.pi / 4])
+def test_a_border_costs_the_same_wherever_it_is_crossed(angle):
+    side = (slices.grid(33) - 0.5) @ torch.tensor([np.cos(angle), np.sin(angle)]).double()
+    axes, g = relief.surface_metric((side > 0).double().reshape(33, 33, 1))
+    costs = g[..., 0, 0].sqrt().mean(0)[24:-24]  # of all ways along the first axis
+    np.testing.assert_allclose(costs, 1, atol=0.01)
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""When borders appear and decisions settle, on maps whose steps are known."""
+
+import numpy as np
+
+from lib.slices import timing
+
+LABELS = np.repeat([[0] * 4 + [1] * 4], 8, 0)
+
+
+def rise(height):
+    """A map with a border of some height where the labels flip."""
+    values = np.ones((8, 8))
+    values[:, 3:5] = height
+    return values
+
+
+def test_a_border_appears_when_its_flips_stay_on_ridges():
+    assert timing.appears([rise(h) for h in (1, 2, 4, 8)], LABELS) == 3
+    assert timing.appears([rise(h) for h in (4, 2, 4, 8)], LABELS) == 3
+    assert np.isnan(timing.appears([rise(1)] * 3, LABELS))
+    assert np.isnan(timing.appears([rise(9)] * 3, np.zeros((8, 8))))  # nothing flips
+
+
+def test_a_decision_settles_when_nearly_all_points_keep_it():
+    verdicts = np.zeros((5, 20), int)
+    verdicts[1, :2], verdicts[0, :3], verdicts[2, :9] = 1, 1, 1
+    assert timing.settles(verdicts) == 4 and timing.settles(verdicts[3:]) == 1
+    assert timing.settles(verdicts[[0, 1, 3]]) == 2
