@@ -90,7 +90,8 @@ test: lint ## lint, all notebooks in profile smoke, pytest with nbval
 PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pytest
 
 pytest-first:
-	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=180 \
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	  --nbval-kernel-startup-timeout=600 \
 	  tests/geometry tests/physics $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 pytest-second:
@@ -109,8 +110,14 @@ refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.m
 	$(PIPELINE) refresh
 	$(PIPELINE) scorecard --write
 
-student: ready ## copies of the notebooks without solutions and outputs, in build/student/
-	$(PIPELINE) student
+student: ready ## lessons with answer cells, without solutions, in build/student/; never writes over one
+	"$(PYTHON)" -m book.teaching student $(ARGS)
+
+answers: ready ## exercises of the lessons with points, rubric and solutions, in build/answers/
+	"$(PYTHON)" -m book.teaching answers $(ARGS)
+
+slides: ready book-extra ## slides of 01, 04 and 06 in build/slides/, which need no network
+	"$(PYTHON)" -m book.exports slides $(ARGS)
 
 rehearse: ready ## the paper profile on generated full-size folders, two images, two steps
 	"$(PYTHON)" -m lib.diffusion.rehearsal
@@ -129,12 +136,14 @@ lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-bro
 	"$(PYTHON)" -m lib.kit.lab $(ARGS)
 
 html: ready ## a page of each notebook in build/html/, every figure with its alternative text
-	"$(PYTHON)" -m lib.kit.html_pages
+	"$(PYTHON)" -m book.exports html
 
-book: ready ## the book in build/book/html: lessons, evidence, scorecard, pages, API, with search
-	@"$(PYTHON)" -c 'import myst_nb, sphinx_book_theme; __import__("sphinx-mathjax-offline")' \
+book-extra:
+	@"$(PYTHON)" -c 'import myst_nb, sphinx_book_theme, sphinx_revealjs; __import__("sphinx-mathjax-offline")' \
 	  2>/dev/null || { echo "installing the extra \"book\" of pyproject.toml into $(PYTHON)"; \
 	  "$(PYTHON)" -m pip install -q -c requirements.lock --no-build-isolation -e ".[book]"; }
+
+book: ready book-extra ## the book in build/book/html: lessons, evidence, scorecard, pages, API, with search
 	"$(PYTHON)" book/prepare.py
 	"$(PYTHON)" -m sphinx -q -W --keep-going -c book -d build/book/kept build/book/source build/book/html
 	@echo "open build/book/html/index.html"
@@ -145,9 +154,9 @@ scorecard: ready ## write SCORECARD.md and its summary in README.md, print the t
 verify: ready ## list what in figures/ is older than its code
 	@$(PIPELINE) verify
 
-clean: ## remove cache/ and build/ except build/training and build/lab, where your own work lies
-	if [ -d build ]; then \
-	  find build -mindepth 1 -maxdepth 1 ! -name training ! -name lab -exec rm -rf {} +; fi
+clean: ## remove cache/ and build/ except training, lab, student, answers: your own work
+	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 \
+	  ! -name training ! -name lab ! -name student ! -name answers -exec rm -rf {} +; fi
 	rm -rf cache .pytest_cache .ruff_cache .hypothesis
 
 models: ready ## train the embedded models and their f_t; FROM=models starts from the shipped weights

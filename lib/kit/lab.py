@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
 from lib.kit import digests, session, stamps
 
@@ -30,10 +31,9 @@ def refresh() -> list[str]:
     for source in stamps.notebooks().values():
         name = source.relative_to(session.root() / "notebooks").as_posix()
         copy, known = folder / name, written.get(name, {})
-        text, now = (
-            text_at(copy, source),
-            copy.read_text(encoding="utf-8") if copy.is_file() else "",
-        )
+        book = moved(nbformat.read(source, as_version=4), source.parent, copy.parent)
+        text = nbformat.writes(book) + "\n"
+        now = copy.read_text(encoding="utf-8") if copy.is_file() else ""
         untouched = not now or digests.sha256(now) == known.get("file")
         if untouched or _cells(now) == known.get("cells") != _cells(text):
             session.write_atomically(copy, text)
@@ -53,13 +53,12 @@ def _cells(text: str) -> str:
     return digests.sha256(*(part for cell in cells for part in cell))
 
 
-def text_at(copy: Path, source: Path) -> str:
-    """Return the text of a notebook whose relative links lead from `copy` where they led."""
-    book = nbformat.read(source, as_version=4)
+def moved(book: NotebookNode, before: Path, after: Path) -> NotebookNode:
+    """Return the notebook with its relative links leading from `after` where they led."""
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = moved_links(cell.source, source.parent, copy.parent)
-    return nbformat.writes(book) + "\n"
+            cell.source = moved_links(cell.source, before, after)
+    return book
 
 
 def moved_links(text: str, before: Path, after: Path) -> str:

@@ -17,16 +17,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import nbformat
 
-from lib.kit import kernels, pages, progress, scorecard, session, stamps
+from lib.kit import kernels, pages, progress, session, stamps
+from lib.kit.scorecard import terminal
 
-PROFILES = ("smoke", "quick", "full", "paper")
 LARGEST_NOTEBOOK = 1_000_000  # bytes
-CELL_TIMEOUT = None  # full runs last a night
+BUSY = 600  # seconds that a machine with other work may take to start a kernel or pass an output on
+WIDGET = "application/vnd.jupyter.widget-view+json"  # has no state in a file
 INTERRUPTED = 130  # the exit status of a shell after Ctrl-C
 
 
@@ -38,15 +39,17 @@ class RunFailed(Exception):
         self.kept = kept
 
 
-def run(names: list[str], profile: str, settings: Mapping[str, object], force: bool = False) -> int:
-    """Run what is stale of the named notebooks (all if none is named); return the exit status.
+def run(names: list[str], profile: str, settings: Iterable, force: bool = False) -> int:
+    """Run what is stale of the named notebooks (all if none is named); return the exit status."""
+    return _each(names, lambda name: _run_if_stale(name, profile, dict(settings), force))
 
-    Goes on after a failure; the last line printed names the failed notebooks.
-    """
+
+def _each(names: list[str], act: Callable[[str], None]) -> int:
+    """Go on after a failure; the last line printed names the failed notebooks."""
     failed = []
     for name in stamps.chosen(names):
         try:
-            _run_if_stale(name, profile, settings, force)
+            act(name)
         except RunFailed as failure:
             print(f"{name}: {failure}", flush=True)
             failed.append(str(failure.kept.relative_to(session.root())))
@@ -75,8 +78,7 @@ def _run_if_stale(name: str, profile: str, settings: Mapping, force: bool) -> No
 
 def _checked_parameters(name: str, profile: str, settings: Mapping) -> dict[str, object]:
     """Parameters to inject; papermill itself would ignore a misspelt one."""
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}{session.nearest(profile, PROFILES)}")
+    session.check_profile(profile)
     known = _declared_parameters(stamps.read_notebook(name))
     for setting in ("profile", *settings):
         if setting not in known:
@@ -117,10 +119,6 @@ def _executed(name: str, profile: str) -> Path:
 
 def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -> float:
     """Run one notebook into its staging folder; return the seconds it took."""
-    import papermill
-
-    for library in ("papermill", "asyncio"):  # what goes wrong is raised as well
-        logging.getLogger(library).setLevel(logging.CRITICAL)
     staging = _staging(name, profile)
     partial = staging.with_suffix(".partial.ipynb")
     shutil.rmtree(staging, ignore_errors=True)
@@ -132,18 +130,7 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
             kernels.environment(staging, made_from),
             progress.lines(f"{name} {profile}", stamps.read_notebook(name)) as cell_starts,
         ):
-            papermill.execute_notebook(
-                str(stamps.notebooks()[name]).replace("{", "{{").replace("}", "}}"),
-                str(partial).replace("{", "{{").replace("}", "}}"),  # papermill fills in braces
-                parameters=dict(parameters),
-                kernel_name="python3",
-                language="python",
-                cwd=session.root(),
-                progress_bar={"disable": not sys.stderr.isatty()},
-                execution_timeout=CELL_TIMEOUT,
-                on_cell_start=cell_starts,
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )
+            _run_cells(stamps.notebooks()[name], partial, parameters, cell_starts)
     except BaseException as cause:  # also an interrupt: what ran is kept, nothing counts as done
         kept = session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +146,36 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
         book = nbformat.read(_executed(name, profile), as_version=4)
         session.write_atomically(staging / "printed.md", pages.printed(book, profile))
     return time.monotonic() - started
+
+
+def _run_cells(source: Path, target: Path, parameters: Mapping, cell_starts: Callable) -> None:
+    """Run the cells of a notebook in a new kernel.
+
+    A kernel binds ports that were free when they were chosen for it. Where another process has
+    taken one meanwhile it dies before its first cell, and another kernel is started.
+    """
+    import papermill
+
+    for library in ("papermill", "asyncio"):  # what goes wrong is raised as well
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    for tries_left in (2, 1, 0):
+        try:
+            papermill.execute_notebook(
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                cwd=session.root(),
+                progress_bar={"disable": not sys.stderr.isatty()},
+                start_timeout=BUSY,
+                iopub_timeout=BUSY,
+                on_cell_start=cell_starts,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+            return
+        except RuntimeError as error:
+            if not tries_left or "Kernel died before" not in str(error):
+                raise
 
 
 def _publish_outputs(name: str, profile: str) -> list[Path]:
@@ -183,17 +200,13 @@ def _publish_outputs(name: str, profile: str) -> list[Path]:
 
 
 def _notes(seconds: float) -> dict[str, object]:
-    """Time, host and commit of a run: for build/ only."""
-    return {"seconds": round(seconds, 1), "host": platform.node(), "commit": _commit()}
-
-
-def _commit() -> str:
-    """Commit of the checkout, "" outside a repository or on a machine without git."""
+    """Time, host and commit of a run, "" outside a repository or without git: for build/ only."""
     command = ["git", "-C", str(session.root()), "rev-parse", "--verify", "--quiet", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:
-        return ""
+        commit = ""
+    return {"seconds": round(seconds, 1), "host": platform.node(), "commit": commit}
 
 
 def stale(profile: str) -> int:
@@ -208,10 +221,8 @@ def refresh(names: list[str]) -> int:
     """Write the outputs of the quick profile into notebooks/, running first what is stale."""
     chosen = stamps.chosen(names)
     missing = [name for name in chosen if not _executed(name, "quick").is_file()]
-    status = run(missing, "quick", {}, force=True) if missing else 0
-    status = status or run(chosen, "quick", {})
-    if status:
-        return status
+    if (missing and run(missing, "quick", {}, force=True)) or run(chosen, "quick", {}):
+        return 1
     for name in chosen:
         source = stamps.read_notebook(name)
         executed = nbformat.read(_executed(name, "quick"), as_version=4)
@@ -230,23 +241,14 @@ def _with_outputs(name: str, source: nbformat.NotebookNode, executed: nbformat.N
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
-            cell.outputs = [_clean_output(item, count) for item in ran.outputs if _is_shown(item)]
+            cell.outputs = [item for item in ran.outputs if WIDGET not in item.get("data", {})]
+            for result in (o for o in cell.outputs if o.output_type == "execute_result"):
+                result.execution_count = count
     text = nbformat.writes(source) + "\n"
     refuse_leaks(name, source)
     if len(text.encode()) > LARGEST_NOTEBOOK:
         raise ValueError(f"{name} would have {len(text)} bytes, more than {LARGEST_NOTEBOOK}")
     return text
-
-
-def _is_shown(output: nbformat.NotebookNode) -> bool:
-    """Widgets have no state in a file."""
-    return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-
-
-def _clean_output(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
-    if output.output_type == "execute_result":
-        output.execution_count = count
-    return output
 
 
 def refuse_leaks(name: str, book: nbformat.NotebookNode) -> None:
@@ -259,37 +261,19 @@ def refuse_leaks(name: str, book: nbformat.NotebookNode) -> None:
         raise ValueError(f"outputs of {name} contain {found}: keep paths and hosts out of them")
 
 
-def student(names: list[str]) -> int:
-    """Write copies of the lessons without solutions and outputs to build/student/."""
-    from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
-
-    for name in dict.fromkeys(map(stamps.lesson_of, stamps.chosen(names))):
-        book = stamps.read_notebook(name)
-        book, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(book, {})
-        book, _ = ClearOutputPreprocessor().preprocess(book, {})
-        path = session.root() / "build" / "student" / f"{name}.ipynb"
-        session.write_atomically(path, nbformat.writes(book) + "\n")
-        print(path.relative_to(session.root()))
-    return 0
-
-
 def rehearse(names: list[str]) -> int:
     """Run the paper profile with the tiny sizes of each notebook's `kit.rehearse` metadata."""
-    for name in stamps.chosen(names):
-        sizes = stamps.read_notebook(name).metadata.get("kit", {}).get("rehearse")
-        reason = _why_not_rehearsed(sizes)
-        if reason:
-            print(f"{name}: skipped, {reason}")
-            continue
-        parameters = _checked_parameters(name, "paper", sizes)
-        try:
-            _execute(name, "paper", parameters, stamps.inputs(name, "paper", parameters))
-        except RunFailed as failure:
-            print(f"{name}: {failure}")
-            print(f"failed, kept with its traceback: {failure.kept.relative_to(session.root())}")
-            return 1
-        print(f"{name}: rehearsed, outputs in build/run/paper/{name}")
-    return 0
+    return _each(names, _rehearse)
+
+
+def _rehearse(name: str) -> None:
+    sizes = stamps.read_notebook(name).metadata.get("kit", {}).get("rehearse")
+    if reason := _why_not_rehearsed(sizes):
+        print(f"{name}: skipped, {reason}")
+        return
+    parameters = _checked_parameters(name, "paper", sizes)
+    _execute(name, "paper", parameters, stamps.inputs(name, "paper", parameters))
+    print(f"{name}: rehearsed, outputs in build/run/paper/{name}")
 
 
 def _why_not_rehearsed(sizes: Mapping | None) -> str:
@@ -311,11 +295,11 @@ def verify() -> int:
     return int(any(reason for (_, profile), reason in older.items() if profile == "quick"))
 
 
-def show_scorecard(write: bool) -> int:
+def scorecard(write: bool) -> int:
     """Print the totals; write SCORECARD.md and its summary in README.md when asked."""
     if write:
         pages.write()
-    print(scorecard.terminal())
+    print(terminal())
     return 0
 
 
@@ -331,45 +315,37 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Each command with what it does; the names of its arguments are those of the function."""
     parser = argparse.ArgumentParser(prog="python -m lib.kit.pipeline", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in {
-        "run": "run what is stale",
-        "stale": "say what would run, and why",
-        "refresh": "write outputs into notebooks/",
-        "student": "copies without solutions and outputs",
-        "rehearse": "the paper profile with tiny sizes",
-        "verify": "list what in figures/ is older than its code",
-        "scorecard": "print the totals of the scorecard",
-    }.items():
-        sub = commands.add_parser(command, help=text, description=text)
-        if command in ("run", "refresh", "student", "rehearse"):
+    commands = parser.add_subparsers(required=True)
+
+    def command(act: Callable[..., int], text: str, *, names: bool = False) -> Callable:
+        sub = commands.add_parser(act.__name__, help=text, description=text)
+        sub.set_defaults(act=act)
+        if names:
             sub.add_argument("names", nargs="*", metavar="NAME", help="notebooks, by default all")
-        if command in ("run", "stale"):
-            sub.add_argument("--profile", default="quick", help=", ".join(PROFILES))
-        if command == "run":
-            sub.add_argument("--set", action="append", type=_setting, default=[], dest="settings")
-            sub.add_argument("--force", action="store_true", help="run also what is up to date")
-        if command == "scorecard":
-            sub.add_argument("--write", action="store_true", help="write README.md, SCORECARD.md")
+        return sub.add_argument
+
+    profile = {"default": "quick", "help": ", ".join(session.PROFILES)}
+    option = command(run, "run what is stale", names=True)
+    option("--profile", **profile)
+    option("--set", action="append", type=_setting, default=[], dest="settings")
+    option("--force", action="store_true", help="run also what is up to date")
+    command(stale, "say what would run, and why")("--profile", **profile)
+    command(refresh, "write outputs into notebooks/", names=True)
+    command(rehearse, "the paper profile with tiny sizes", names=True)
+    command(verify, "list what in figures/ is older than its code")
+    option = command(scorecard, "print the totals of the scorecard")
+    option("--write", action="store_true", help="write README.md, SCORECARD.md")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    given = _parser().parse_args(arguments)
-    actions = {
-        "run": lambda: run(given.names, given.profile, dict(given.settings), given.force),
-        "stale": lambda: stale(given.profile),
-        "refresh": lambda: refresh(given.names),
-        "student": lambda: student(given.names),
-        "rehearse": lambda: rehearse(given.names),
-        "verify": verify,
-        "scorecard": lambda: show_scorecard(given.write),
-    }
+    given = vars(_parser().parse_args(arguments))
     began = time.time()
     try:
-        return actions[given.command]()
+        return given.pop("act")(**given)
     except (ValueError, OSError) as error:  # of a disk: full, or not to be written
         print(f"error: {error}", file=sys.stderr)
         return 2

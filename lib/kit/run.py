@@ -15,8 +15,6 @@ from tqdm.auto import tqdm
 
 from lib.kit import cache, pools, progress, session
 
-PROFILES = ("smoke", "quick", "full", "paper")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -47,8 +45,7 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
             of three or four.
     """
     profile = os.environ.get("KIT_PROFILE") or profile
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}{session.nearest(profile, PROFILES)}")
+    session.check_profile(profile)
     if not re.fullmatch(r"(evidence/)?\d\d_[a-z0-9_]+", notebook):
         raise ValueError(
             f"notebook is {notebook!r}: expected a name like '01_ising' or 'evidence/01_ising'"
@@ -169,7 +166,7 @@ def _output_folder(notebook: str) -> Path:
 def _choose(name: str, values: tuple, profile: str) -> object:
     if not isinstance(values, tuple) or len(values) not in (3, 4):
         raise ValueError(f"size {name} is {values!r}: expected (smoke, quick, full[, paper])")
-    return values[min(PROFILES.index(profile), len(values) - 1)]
+    return values[min(session.PROFILES.index(profile), len(values) - 1)]
 
 
 def _describe(sizes: dict) -> list[str]:

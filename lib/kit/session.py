@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+PROFILES = ("smoke", "quick", "full", "paper")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(map(str, known))
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def check_profile(profile: str) -> None:
+    """Raise ValueError for an unknown profile."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}")
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -15,7 +15,7 @@ import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME, FIGURE = "01_ising", "figures/01_ising/sum.txt"
-PATIENCE = 180  # seconds
+PATIENCE = 1800  # seconds after which a wait is called a hang: drills wait for states, not for time
 PARAMETERS = 'profile: str = "quick"\nseed: int = 0'
 SLOW = """
 import os, time
@@ -59,7 +59,7 @@ DRILLS: list[Drill] = []
 
 
 def drill(fault: str, short: bool = False) -> Callable:
-    """Put a drill on the list; short ones, which need no luck, are part of `make test`."""
+    """Put a drill on the list; the short ones are part of `make test`."""
 
     def listed(act: Callable) -> Callable:
         DRILLS.append(Drill(fault, act, short))
@@ -133,11 +133,17 @@ def calls(root: Path) -> list[tuple[int, int]]:
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], job: Job | None = None) -> None:
+    """Wait for a state, however long a busy machine takes to reach it.
+
+    Fails with what was printed when the job has ended without it.
+    """
     deadline = time.monotonic() + PATIENCE
     while not condition():
+        if job and job.process.poll() is not None and not condition():
+            raise AssertionError(f"ended with {job.process.returncode}, the user saw: {job.said()}")
         if time.monotonic() > deadline:
-            raise AssertionError("waited in vain")
+            raise AssertionError(f"nothing happened for {PATIENCE} s")
         time.sleep(0.05)
 
 
@@ -151,9 +157,15 @@ def is_gone(process: int) -> bool:
 def at_item_three(root: Path, *arguments: str, **environment: str | None) -> Job:
     """A run that has kept three items and waits in the fourth."""
     job = pipeline(root, *arguments, **environment)
-    wait_until(lambda: 3 in dict(calls(root)) or job.process.poll() is not None)
-    assert 3 in dict(calls(root)), job.said()
+    wait_until(lambda: 3 in dict(calls(root)), job)
     return job
+
+
+def waits_for_lock(job: Job) -> bool:
+    """Whether a run has come to the lock of its notebook."""
+    return any(
+        "/build/locks/" in file.path for file in psutil.Process(job.process.pid).open_files()
+    )
 
 
 def lost_after(root: Path, *arguments: str, finished: int = 3, **environment: str | None) -> int:

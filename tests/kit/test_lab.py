@@ -6,7 +6,8 @@ import nbformat
 import pytest
 from conftest import write_notebook
 
-from lib.kit import html_pages, lab, session
+from book import exports
+from lib.kit import lab, session
 
 
 def copy_of(root, name="01_ising"):
@@ -119,6 +120,6 @@ def test_the_server_starts_at_the_root_and_takes_more_arguments(root, monkeypatc
 
 def test_pages_of_html_lie_where_their_links_lead(root):
     write_notebook(root, "# A title\n\n![t](../../figures/b.png)", name="evidence/01_ising")
-    (path,) = html_pages.write()
+    (path,) = exports.write_pages()
     assert path == root / "build" / "html" / "evidence" / "01_ising.html"
     assert 'src="../../../figures/b.png"' in path.read_text()

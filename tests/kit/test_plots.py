@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.kit import html_pages, plots
+from book import exports
+from lib.kit import plots
 
 ALT = "Line from 0 to 1: rises by one — β"
 
@@ -65,7 +66,7 @@ def test_a_page_of_html_has_the_alt_text_and_the_caption(session_in, shown):
     ]
     cells = [nbformat.v4.new_code_cell("x", outputs=outputs)]
     found = Images()
-    found.feed(html_pages.page(nbformat.v4.new_notebook(cells=cells), "a page"))
+    found.feed(exports.page(nbformat.v4.new_notebook(cells=cells), "a page"))
     assert found.alts == [alt] and alt in found.text
 
 

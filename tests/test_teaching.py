@@ -1,0 +1,192 @@
+"""Copies for a course: nothing that a student should find is in them, and no work is lost."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from book import exports, teaching
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+FIGURE = new_output(
+    "display_data", {"image/png": PIXEL}, metadata={"image/png": {"alt": "a <dot>"}}
+)
+DRAWN = """two = 2  # β
+alt = (
+    f"falls to {two}, "
+    "a SECRET"
+)
+plots.save_figure(fig, "β", alt); plots.save_figure(fig, "other", f"SECRET {two}")
+plots.save_figure(fig, "third", alt=\"\"\"a long
+SECRET\"\"\")"""
+CHECK = """for value in (root, -root):
+    assert abs(value**2 - 2) < 1e-9, "square it: what do you get?\""""
+
+
+def tagged(make, source, *tags, **metadata):
+    return make(source, metadata={"tags": list(tags), **metadata})
+
+
+@pytest.fixture
+def lesson(tmp_path, monkeypatch):
+    """A root with a lesson, its evidence and a picture of the title."""
+    monkeypatch.setenv("KIT_ROOT", str(tmp_path))
+    worth = {"kit": {"points": 5, "rubric": ["the root is found"]}}
+    cells = [
+        new_markdown_cell("# A lesson\n\n![a SECRET peak](../figures/01_a/title.png)\n\nGoals."),
+        tagged(new_code_cell, 'profile: str = "quick"', "parameters"),
+        new_markdown_cell("## 1. The question\n\nWhat? See [models](../models).\n\nMore of it."),
+        new_markdown_cell("**Predict first.** Up or down?"),
+        new_code_cell(DRAWN, outputs=[FIGURE], execution_count=1),
+        tagged(new_markdown_cell, "As you saw, SECRET.", "spoiler"),
+        new_markdown_cell("## 2. Exercises\n\n**1 (predict).** Which?"),
+        tagged(new_markdown_cell, "SECRET, of course.", "solution"),
+        new_markdown_cell("**2 (change).** Find the root of 2.", metadata=worth),
+        tagged(new_code_cell, "root = 2**0.5  # SECRET", "solution"),
+        tagged(new_code_cell, CHECK, "check"),
+        new_markdown_cell("**3 (derive).** Why?"),
+        new_code_cell('scorecard.claims_table("01_a")', outputs=[FIGURE]),
+        new_markdown_cell("**Conclusion.** It is SECRET.\n\nTwice.\n\n**References.** One."),
+    ]
+    for name in ("01_a", "evidence/01_a"):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(new_notebook(cells=cells), path)
+    return tmp_path
+
+
+def written(lesson, kind, name="01_a"):
+    assert teaching.main([kind]) == 0
+    return nbformat.read(lesson / "build" / kind / f"{name}.ipynb", as_version=4)
+
+
+def test_a_student_finds_nothing_that_gives_a_result_away(lesson):
+    book = written(lesson, "student")
+    text = json.dumps(book, ensure_ascii=False)
+    assert "SECRET" not in text and "claims_table" not in text and PIXEL not in text
+    assert "**References.** One." in text and "Goals." in text and "two = 2  # β" in text
+    assert sum(teaching.WORDS in cell.source for cell in book.cells) == 1  # thrice in one cell
+    assert [path.name for path in (lesson / "build/student").iterdir()] == ["01_a.ipynb"]
+
+
+def test_code_without_its_alternative_texts_is_the_same_code(lesson):
+    found = teaching.without_alt(DRAWN)
+    assert found.count(teaching.WORDS) == 3
+    assert compile(found, "cell", "exec") and 'save_figure(fig, "β", alt)' in found
+    assert teaching.without_alt("%time x = 1") == "%time x = 1"
+
+
+def test_answer_cells_have_names_and_points(lesson):
+    book = written(lesson, "student")
+    answers = [c for c in book.cells if "answer" in teaching.tags(c)]
+    kept = {
+        c.metadata.kit.answer: c.metadata.kit.get("points")
+        for c in answers
+        if "points" in c.metadata.kit
+    }
+    assert kept == {"01_a-prediction-1": 0, "01_a-1": 2, "01_a-2": 5, "01_a-3": 4}
+    assert [c.cell_type for c in answers] == ["markdown"] * 3 + ["code"] + ["markdown", "code"]
+    assert "Answer 01_a-2 (5 points)" in answers[2].source
+    assert len({cell.id for cell in book.cells}) == len(book.cells)
+    nbformat.validate(book)
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("", "not yet: name 'root' is not defined; run your answer first\n"),
+        ("root = 1.5", "not yet: square it: what do you get?\n"),
+        ("root = 2**0.5", "passed\n"),
+    ],
+)
+def test_a_check_tells_a_student_what_is_missing(lesson, capsys, before, said):
+    (check,) = [c for c in written(lesson, "student").cells if "check" in teaching.tags(c)]
+    capsys.readouterr()
+    names = {}
+    exec(before, names)
+    exec(check.source, names)
+    assert capsys.readouterr().out == said
+
+
+def test_a_second_run_leaves_the_work_of_a_student(lesson, capsys):
+    path = lesson / "build/student/01_a.ipynb"
+    book = written(lesson, "student")
+    made = path.read_text()
+    assert written(lesson, "student") == book and path.read_text() == made
+    book.cells[-1].source = "my own words"
+    nbformat.write(book, path)
+    mine = path.read_text()
+    written(lesson, "student")
+    written(lesson, "student")
+    assert path.read_text() == mine and path.with_name("01_a-2.ipynb").read_text() == made
+    assert len(list(path.parent.iterdir())) == 2
+    assert capsys.readouterr().out.endswith("build/student/01_a-2.ipynb\n")
+
+
+def test_the_links_of_a_copy_lead_where_they_led(lesson):
+    links = re.findall(r"\]\(([^)]*)\)", json.dumps(written(lesson, "student")))
+    assert links == ["../../models"]
+
+
+def test_the_key_has_points_rubric_and_solutions(lesson):
+    text = "\n".join(cell.source for cell in written(lesson, "answers").cells)
+    assert text.startswith("# Answers to 01_a\n\n3 exercises, 11 points.")
+    assert "**Rubric 01_a-2, 5 points.**\n\n- the root is found" in text
+    assert "SECRET, of course." in text and "# SECRET" in text and "assert" in text
+    assert "Conclusion" not in text and "Goals" not in text
+
+
+def test_an_unknown_lesson_is_answered_with_the_nearest(lesson, capsys):
+    assert teaching.main(["student", "01_b"]) == 2
+    assert "unknown notebook '01_b'; did you mean 01_a" in capsys.readouterr().err
+
+
+def kinds(book):
+    return [cell.metadata.slideshow.slide_type for cell in exports.with_slides(book).cells]
+
+
+def test_slides_are_what_the_cells_say_else_headings_and_figures(lesson):
+    book = nbformat.read(lesson / "notebooks/01_a.ipynb", as_version=4)
+    slides = [k for k, kind in enumerate(kinds(book)) if kind != "skip"]
+    assert slides == [0, 2, 4, 6, 12] and kinds(book)[4] == "subslide"
+    assert "More of it" not in exports.with_slides(book).cells[2].source
+    book.cells[3].metadata["slideshow"] = {"slide_type": "fragment"}
+    assert kinds(book) == ["skip"] * 3 + ["fragment"] + ["skip"] * 10
+
+
+NEEDED = ("sphinx_revealjs", "sphinx-mathjax-offline")
+ABSENT = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.skipif(bool(ABSENT), reason=f"absent: {', '.join(ABSENT)} (make slides)")
+def test_slides_need_no_other_site(lesson):
+    (lesson / "figures/01_a").mkdir(parents=True)
+    (lesson / "figures/01_a/title.png").write_bytes(b"png")
+    assert exports.main("slides") == 0
+    text = (lesson / "build/slides/01_a.html").read_text()
+    loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]*)\"", text)
+    assert loaded and not [link for link in loaded if re.match(r"(https?:)?//", link)]
+    for link in loaded:
+        assert link.startswith("data:") or (lesson / "build/slides" / link).is_file(), link
+    theme = (lesson / "build/slides/offline/dist/theme/white.css").read_text()
+    assert "http" not in re.sub(r"/\*.*?\*/", "", theme, flags=re.DOTALL)
+    assert 'alt="a &lt;dot&gt;"' in text and "More of it" not in text
+
+
+def test_slides_without_their_parts_say_what_to_install(lesson, monkeypatch, capsys):
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
+    assert exports.main("slides") == 2
+    assert "pip install -e '.[book]'" in capsys.readouterr().err
+
+
+def test_the_commands_run_from_the_root_of_the_checkout(lesson):
+    done = subprocess.run([sys.executable, "-m", "book.teaching", "answers"], capture_output=True)
+    assert done.returncode == 0 and (lesson / "build/answers/01_a.ipynb").is_file()
