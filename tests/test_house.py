@@ -32,7 +32,6 @@ KNOWS = {  # beside `intervals`, which every room may use
 LOADER = {"lib.diffusion.models", "lib.diffusion.folders", "lib.diffusion.prompts"}
 
 KEPT = {  # reached by tests alone, and why
-    "lib.diffusion.images.read": "a contract: the reader's own pictures",
     "lib.faces.avatars.GOLDEN_FACES": "golden hash: drawn numbers must not change",
     "lib.faces.avatars.GOLDEN_PIXELS": "golden hash: drawn pixels must not change",
     "lib.faces.avatars.GOLDEN_SPLIT": "golden hash: the held-out faces must stay held out",

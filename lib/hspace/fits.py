@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.diffusion import models
+from lib.diffusion import familiar, models
 from lib.faces import attributes, avatars, captions, judge
 from lib.hspace import baselines, schedule, trained
+from lib.hspace.taps import MIDDLE
 
 FOLDER = judge.MODELS / "hspace"
 # The paper weights the L1 term by 3 cos(source text, target text). Cosines of this CLIP's texts lie
@@ -64,7 +65,14 @@ def encode(images: Tensor) -> Tensor:
 
 
 # What the embeddings of nine in ten rendered faces with the attribute exceed, along its texts.
-ENOUGH = {}
+ENOUGH = {
+    "smile": -0.03,
+    "glasses": -0.01,
+    "beard": -0.18,
+    "hat": 0.13,
+    "long hair": 0.29,
+    "blond hair": 0.56,
+}
 
 
 def margin(images: Tensor, name: str) -> Tensor:
@@ -80,9 +88,14 @@ class Enough:
     """Whether the kit's CLIP finds an attribute in images, (n,) bool: where an edit may stop.
 
     It does where the `margin` exceeds what nine in ten rendered faces with the attribute have.
+    Raises ValueError for an attribute without such faces.
     """
 
     name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ENOUGH:
+            raise ValueError(f"attribute {self.name!r}: choose one of {', '.join(ENOUGH)}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(n,) bool of images (n, c, h, w)."""
@@ -104,35 +117,44 @@ def fit_block(
     *,
     t_edit: float,
     direct: bool = False,
+    layer: str = MIDDLE,
     checkpoint: Path | None = None,
     **settings: object,
 ) -> Fit:
     """f_t of one attribute from the model's own samples of `latents`, as values for a cache.
 
     `block_of` makes the Δh of it. direct: Δh_t itself as parameters, one per edited step, in place
-    of the network. settings: those of `trained.train` that differ from `SETTINGS`.
+    of the network at `layer`. settings: those of `trained.train` that differ from `SETTINGS`.
     """
     begin = time.perf_counter()
     direction = text_direction(name, device=generator.device)
     chosen = {"t_edit": t_edit, "checkpoint": checkpoint, **SETTINGS, **settings}
-    block = _block(generator, direct, chosen["steps"], t_edit)
+    block = _block(generator, direct, layer, chosen["steps"], t_edit)
     history = trained.train(generator, block, latents, encode, direction, **chosen)
     return Fit(dict(block.state_dict()), history, time.perf_counter() - begin)
 
 
 def block_of(
-    generator: models.Generator, fit: Fit, *, direct: bool = False, steps: int = 20, t_edit: float
+    generator: models.Generator,
+    fit: Fit,
+    *,
+    direct: bool = False,
+    layer: str = MIDDLE,
+    steps: int = 20,
+    t_edit: float,
 ) -> nn.Module:
     """The f_t, or the direct Δh_t, of a finished training."""
-    block = _block(generator, direct, steps, t_edit)
+    block = _block(generator, direct, layer, steps, t_edit)
     block.load_state_dict(fit.state)
     block.t_edit, block.trained_steps = t_edit, steps
     return block.eval().requires_grad_(False)
 
 
-def _block(generator: models.Generator, direct: bool, steps: int, t_edit: float) -> nn.Module:
+def _block(
+    generator: models.Generator, direct: bool, layer: str, steps: int, t_edit: float
+) -> nn.Module:
     if not direct:
-        return trained.DeltaBlock(generator)
+        return trained.DeltaBlock(generator, layer=layer)
     times = [t for t, _ in schedule.edit_steps(generator, steps, t_edit)]
     return trained.DirectDelta(generator, times[::-1])
 
@@ -240,8 +262,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in chosen.names:
         attributes.named(name)  # a misspelt one is refused before anything is trained
     generator = models.load(chosen.model)
-    faces = avatars.to_float(avatars.load("held-out", 32, size=generator.image_shape[1]).images)
+    size = generator.image_shape[1]
+    faces = avatars.to_float(avatars.load("held-out", 32, size=size).images)
     curves = schedule.curves(generator, faces, attributes.distance, steps=50)
+    known = avatars.to_float(avatars.load("held-out", chosen.images, size=size, pink=False).images)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    familiar.save(generator, familiar.reference(generator, known), chosen.out / "familiar.json")
     for name in chosen.names:
         file = chosen.out / f"{name.replace(' ', '-')}.safetensors"
         fit = _train_file(generator, name, file, chosen.images, schedule.t_edit(curves))

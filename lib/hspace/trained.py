@@ -27,14 +27,23 @@ class DeltaBlock(nn.Module):
     temb is the frozen network's own time embedding, m wide; there is no residual. 2 C^2 + 5 C + m C
     weights, 28,128 at C = m = 96. zero: start from Δh = 0 instead of the paper's random Δh.
     Once trained it carries t_edit, where its window ends, and trained_steps (see `deltas`).
+    layer: where it is trained, as in `taps.capture`.
     """
 
     t_edit: float | None
     trained_steps: int | None
 
-    def __init__(self, generator: Generator, *, zero: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        zero: bool = False,
+        seed: int = 0,
+        layer: str = taps.MIDDLE,
+    ) -> None:
         super().__init__()
-        unet, (channels, _, _) = generator.unet, taps.h_shape(generator)
+        unet, (channels, _, _) = generator.unet, taps.h_shape(generator, layer=layer)
+        self.layer = layer
         self._time = (unet.time_proj, unet.time_embedding)  # in a tuple: no weights of ours
         self.owners = frozenset({generator.weight_hash})
         self.t_edit, self.trained_steps = None, None
@@ -198,7 +207,7 @@ def _walk(
         with torch.no_grad():
             both = generator.epsilon(torch.cat([edited, source]), t, **text)
         plain, source_eps = both.chunk(2)
-        with taps.inject(generator, delta):
+        with taps.inject(generator, delta, layer=getattr(delta, "layer", taps.MIDDLE)):
             eps = generator.epsilon(edited, t, **text)
         target = predicted(source, source_eps, alpha)
         scores = score(predicted(edited, eps, alpha), clean, target)

@@ -6,10 +6,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from table import CASES, EXCEPTIONS
+from table import CASES, EXCEPTIONS, ON_CPU
 
 from lib.diffusion import (
     differentiable,
+    familiar,
     folders,
     images,
     mixture,
@@ -136,12 +137,29 @@ def pattern(on):
     ).cpu().to(on.device)
 
 
+def known(on):
+    """A reference of two pictures, and how far they are from it."""
+    own, z = pixel(on)
+    found = familiar.reference(own, on(faces()))
+    return found[:2], familiar.distances(own, on(faces()), on(z), found)
+
+
+def warned(on):
+    own, z = pixel(on)
+    one = familiar.Reference(torch.zeros(6).double(), torch.eye(6).double(), 1e9)
+    return familiar.warn(own, on(faces()), on(z), one)
+
+
 def batches(on):
     x = on(faces())
     return sampling.in_batches(lambda rows: 2 * x[rows], 2, 1)
 
 
 CASES |= {
+    "diffusion.familiar.statistics": lambda on: familiar.statistics(*on([faces()] * 3)),
+    "diffusion.familiar.reference": known,
+    "diffusion.familiar.distances": known,
+    "diffusion.familiar.warn": warned,
     "diffusion.folders.weight_hash": lambda on: folders.weight_hash([("x", on(faces()))]),
     "diffusion.images.read": saved,
     "diffusion.images.save": saved,
@@ -187,6 +205,8 @@ CASES |= {
 NUMBERS = "takes and returns numbers or texts alone"
 FILE = "from a file to a file, read on the CPU"
 EXCEPTIONS |= {
+    "diffusion.familiar.save": "writes a file",
+    "diffusion.familiar.shipped": "reads a file; the numbers are compared on the CPU",
     "diffusion.folders.convert_pickle": FILE,
     "diffusion.folders.new_folder": "a folder",
     "diffusion.folders.locate": "a folder",
@@ -220,3 +240,5 @@ EXCEPTIONS |= {
     "diffusion.sampling.upward": NUMBERS,
     "diffusion.sampling.deviation": NUMBERS,
 }
+FEW = "a few numbers of each image, compared on the CPU"
+ON_CPU |= {f"diffusion.familiar.{name}": FEW for name in ("reference", "distances", "warn")}

@@ -247,6 +247,9 @@ CASES |= {
     "hspace.contest.from_the_middle": lambda on: contest.from_the_middle(
         *tuned(on), steps=2, weight=0.5
     ),
+    "hspace.contest.per_face": lambda on: contest.per_face(
+        *model(on), constant(on), torch.tensor([0.5, 0.0]), strength=2.0, t_edit=500, **STEPS
+    ),
     "hspace.contest.sweep": swept_way,
     "hspace.contest.gain_at_distance": moved,
     "hspace.deltas.Constant": lambda on: hspace.constant(CHANGE)(on(H), 3),
@@ -264,10 +267,19 @@ CASES |= {
         *model(on), steps(on), symmetric=True, progress=False, **RUN
     ),
     "hspace.editing.scaled": lambda on: editing.scaled(constant(on), 2.0, steps=3)(on(H), 9),
+    "hspace.editing.sufficient": lambda on: editing.sufficient(
+        *model(on),
+        constant(on),
+        lambda x: x.mean((1, 2, 3)) > 9,
+        levels=(0.5, 1.0),
+        t_edit=500,
+        **STEPS,
+    ),
     "hspace.editing.reconstruct": lambda on: hspace.reconstruct(*model(on), t_boost=400, **STEPS),
     "hspace.fits.text_direction": lambda on: fits.text_direction("smile", device=on.device),
     "hspace.fits.encode": lambda on: fits.encode(on(faces())),
-    "hspace.fits.train_block": lambda on: towards_smile(on, fits.train_block, **RUN)[1],
+    "hspace.fits.margin": lambda on: fits.margin(on(faces()), "smile"),
+    "hspace.fits.Enough": lambda on: fits.Enough("smile")(on(faces())),
     "hspace.fits.fit_block": lambda on: towards_smile(on, fits.fit_block, **RUN)[:2],
     "hspace.fits.block_of": of_fit,
     "hspace.fits.fit_whole": lambda on: towards_smile(
@@ -284,9 +296,8 @@ CASES |= {
     "hspace.means.labelled_differences": labelled,
     "hspace.means.random_like": lambda on: means.random_like(steps(on), 0),
     "hspace.means.projected": lambda on: means.projected(steps(on), [steps(on)]),
-    "hspace.means.agreement": lambda on: means.agreement(steps(on)),
+    "hspace.means.agreement": lambda on: means.agreement(steps(on), steps(on)),
     "hspace.means.mean_epsilon": lambda on: means.mean_epsilon(*model(on), constant(on), **RUN),
-    "hspace.means.epsilon_norms": lambda on: means.epsilon_norms(*model(on), constant(on), **RUN),
     "hspace.published.encoder": embedded,
     "hspace.published.times": lambda on: published.times(model(on)[0], faces(), steps=3)[0],
     "hspace.published.edit": published_edit,
@@ -312,7 +323,6 @@ EXCEPTIONS |= {
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
     "hspace.fits.train_classifier": "trains on the CPU; `ClassGradient` moves it",
-    "hspace.means.noise_like": "norms in; drawn on the CPU, moved by `PerStep`",
     "hspace.published.data_set": NUMBERS,
     "hspace.published.text_direction": "texts in; `published.edit` moves what comes out",
     "hspace.schedule.edit_steps": NUMBERS,
@@ -335,7 +345,6 @@ DESCENTS |= {
     "hspace.fits.block_of",
     "hspace.fits.fit_block",
     "hspace.fits.fit_whole",
-    "hspace.fits.train_block",
     "hspace.published.edit",
     "hspace.trained.DeltaBlock",
     "hspace.trained.DirectDelta",
