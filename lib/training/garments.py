@@ -38,7 +38,7 @@ def garments_task() -> Task:
         evaluate=measure_garments,
         samples=lambda network: ddpm.sample_ddpm(network, 64, channels=1),
         snapshots={},
-        steps=4_500,
+        steps=3_300,
         batch=16,
         rate=1.5e-3,
         seed=5,
