@@ -31,11 +31,7 @@ ATTRIBUTES = {
 
 
 def named(name: str) -> Attribute:
-    """The attribute called `name`.
-
-    Raises:
-        ValueError: for any other; attributes of faces and phrases have no meaning for garments.
-    """
+    """The attribute called `name`; raises ValueError for any other, such as those of faces."""
     if name not in ATTRIBUTES:
         raise ValueError(
             f"attribute {name!r}: garments have {', '.join(ATTRIBUTES)}; what faces have, and the "
@@ -61,28 +57,25 @@ def score(plain: Tensor, edited: Tensor, name: str) -> tuple[Tensor, ...]:
 
     gains (n,) are changes of ℓ / s; lacking before and having after (n,) bool; leaks (n, m) the
     standardised changes of the classes of all other heads, NaN where undefined; kept (n,) the share
-    of the other heads whose class stays.
+    of the other heads whose class stays. Raises ValueError for unequal shapes.
     """
     attribute = named(name)
     if plain.shape != edited.shape:
-        raise ValueError(
-            f"plain and edited have shapes {tuple(plain.shape)} and {tuple(edited.shape)}; give "
-            "one edited image for each plain one"
-        )
-    before, after = _logits(plain), _logits(edited)
-    old, new = _classes(before), _classes(after)
+        raise ValueError(f"plain {tuple(plain.shape)}, edited {tuple(edited.shape)}: not one shape")
+    logits = _logits(plain), _logits(edited)
+    old, new = map(_classes, logits)
+    change = lambda *of: _standard(logits[1], *of) - _standard(logits[0], *of)  # noqa: E731
     leaks, same = [], []
-    for head in (h for h in before if h not in (attribute.head, *attribute.tied)):
+    for head in (h for h in judge.CLASSES if h not in (attribute.head, *attribute.tied)):
         seen = _defined(old, head) & _defined(new, head)
-        for c in judge.CLASSES[head][: None if len(judge.CLASSES[head]) > 2 else 1]:
-            change = _standard(after, head, c) - _standard(before, head, c)
-            leaks.append(change.where(seen, torch.nan))
+        names = judge.CLASSES[head][
+            : 1 if head in measures.TABLE else None
+        ]  # two mirror each other
+        leaks += [change(head, c).where(seen, torch.nan) for c in names]
         same.append((old[head] == new[head]).float().where(seen, torch.nan))
-    gains = _standard(after, attribute.head, *attribute.classes) - _standard(
-        before, attribute.head, *attribute.classes
-    )
     lacking = _defined(old, attribute.head) & ~_has(old, attribute)
     kept = torch.stack(same, 1).nanmean(1)
+    gains = change(attribute.head, *attribute.classes)
     return gains, lacking, _has(new, attribute), torch.stack(leaks, 1), kept
 
 
@@ -121,5 +114,5 @@ def _has(classes: dict[str, Tensor], attribute: Attribute) -> Tensor:
 
 def _defined(classes: dict[str, Tensor], head: str) -> Tensor:
     """Where an attribute can be seen: sleeves on tops, heels on shoes."""
-    having = head in measures.TABLE and measures.TABLE[head].classes or tuple(judge.KINDS)
+    having = measures.TABLE[head].classes if head in measures.TABLE else judge.KINDS
     return torch.tensor([kind in having for kind in judge.KINDS])[classes["kind"]]

@@ -1,8 +1,8 @@
 """Scores for generated garments: class and measured attributes, distance and Fréchet distance.
 
 As among the faces, edits are scored by judge a, distances are those of judge b, and the two share
-neither architecture, seed nor half of the training photographs. Images are float32 in [−1, 1],
-(n, 1, 32, 32); gradients flow to them. Captions of garments do not exist, hence no CLIP.
+neither architecture, seed nor training photographs. Images are float32 in [−1, 1], (n, 1, 32, 32);
+gradients flow to them. Captions of garments do not exist, hence no CLIP.
 """
 
 import json
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.diffusion.models import real_numbers
 from lib.garments import measures, photographs
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 KINDS = list(photographs.CLASSES)
-CLASSES = {"kind": KINDS} | {name: list(measure.names) for name, measure in measures.TABLE.items()}
+CLASSES = {"kind": KINDS} | {name: list(m.names) for name, m in measures.TABLE.items()}
 TOLERANCE = 1e-3  # rounding of a decoder that ends in a clamp
 
 
@@ -31,11 +32,10 @@ class Judge(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.stages = nn.ModuleList(_stages_a() if name == "a" else _stages_b())
-        flat = [nn.Flatten(), nn.Linear(64 * 16, 96), nn.ReLU(), nn.Dropout(0.3)]
-        self.top = nn.Sequential(
-            *(flat if name == "a" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()])
-        )
+        dense = [nn.Flatten(), nn.Linear(64 * 16, 96), nn.ReLU(), nn.Dropout(0.3)]
+        mean = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.stages = nn.ModuleList({"a": _stages_a, "b": _stages_b}[name]())
+        self.top = nn.Sequential(*(dense if name == "a" else mean))
         self.heads = nn.Linear(96, sum(map(len, CLASSES.values())))
         # Reference statistics of photographs, fixed after training.
         self.register_buffer("pair_distance", torch.ones(()))
@@ -44,11 +44,10 @@ class Judge(nn.Module):
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """The feature maps (n, c, h, w) of every stage."""
-        h, maps = images, []
+        maps = [images]
         for stage in self.stages:
-            h = stage(h)
-            maps.append(h)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def pooled(self, images: Tensor) -> Tensor:
         """The features that the heads read, (n, 96)."""
@@ -60,11 +59,6 @@ class Judge(nn.Module):
         return dict(zip(CLASSES, split, strict=True))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, act: type) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), act())
-
-
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,38 +68,34 @@ class _Residual(nn.Module):
         return h + self.body(h)
 
 
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int, act: type) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), act())
+
+
 def _stages_a() -> list[nn.Module]:
     sizes = ((1, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 2))
     return [_convolution(i, o, 3, stride, nn.ReLU) for i, o, stride in sizes]
 
 
 def _stages_b() -> list[nn.Module]:
-    return [
-        nn.Sequential(_convolution(1, 24, 5, 2, nn.SiLU), _Residual(24)),
-        nn.Sequential(_convolution(24, 48, 3, 2, nn.SiLU), _Residual(48)),
-        nn.Sequential(_convolution(48, 96, 3, 2, nn.SiLU), _Residual(96)),
-    ]
-
-
-def load(judge: str, *, device: torch.device | str = "cpu", models: Path = MODELS) -> Judge:
-    """Judge "a" or "b" from its folder, float32, frozen, in evaluation mode.
-
-    Raises:
-        ValueError: for an unknown judge, or when its weights are missing or unreadable.
-    """
-    if judge not in ("a", "b"):
-        raise ValueError(f"judge = {judge!r}, expected 'a' or 'b'")
-    return _load(judge, str(torch.device(device)), str(models))
+    sizes = ((1, 24, 5), (24, 48, 3), (48, 96, 3))
+    return [nn.Sequential(_convolution(i, o, k, 2, nn.SiLU), _Residual(o)) for i, o, k in sizes]
 
 
 @lru_cache(maxsize=4)
-def _load(judge: str, device: str, models: str) -> Judge:
+def load(judge: str, *, device: torch.device | str = "cpu", models: Path = MODELS) -> Judge:
+    """Judge "a" or "b" from its folder, float32, frozen, in evaluation mode.
+
+    Raises ValueError for an unknown judge, or when its weights are missing or unreadable.
+    """
     from safetensors.torch import load_file
 
-    name = f"garments-judge-{judge}"
+    if judge not in ("a", "b"):
+        raise ValueError(f"judge = {judge!r}, expected 'a' or 'b'")
+    network, name = Judge(judge), f"garments-judge-{judge}"
+    counters = {k: v for k, v in network.state_dict().items() if not v.is_floating_point()}
     try:
-        network = Judge(judge)
-        counters = {k: v for k, v in network.state_dict().items() if not v.is_floating_point()}
         weights = load_file(Path(models) / name / "model.safetensors")
         network.load_state_dict(counters | {k: v.float() for k, v in weights.items()})
     except Exception as error:
@@ -123,8 +113,8 @@ def metrics(judge: str) -> dict:
 
 
 def _checked(images: Tensor) -> Tensor:
-    images = torch.as_tensor(images)
-    if images.ndim != 4 or images.shape[1:] != (1, 32, 32) or not images.is_floating_point():
+    images = real_numbers(images, "images")
+    if images.shape[1:] != (1, 32, 32) or not images.is_floating_point():
         raise ValueError(
             f"images are {images.dtype} of shape {tuple(images.shape)}, expected float32 in "
             "[-1, 1] of shape (n, 1, 32, 32)"
@@ -138,8 +128,7 @@ def _checked(images: Tensor) -> Tensor:
 def logits(images: Tensor, *, judge: str = "a") -> dict[str, Tensor]:
     """Logits of every attribute, {attribute: (n, classes)}; class names in `CLASSES`.
 
-    Raises:
-        ValueError: for images of another shape or outside [−1, 1], or an unknown judge.
+    Raises ValueError for images of another shape or outside [−1, 1], or an unknown judge.
     """
     images = _checked(images)
     return load(judge, device=images.device)(images)
@@ -148,48 +137,40 @@ def logits(images: Tensor, *, judge: str = "a") -> dict[str, Tensor]:
 def log_odds(logits: dict[str, Tensor], attribute: str, *names: str) -> Tensor:
     """log Σ_{j in names} exp z_j − log Σ_{j not in names} exp z_j for one attribute, (n,).
 
-    Raises:
-        ValueError: for an unknown attribute or class, or when no class is left on either side.
+    Raises ValueError for an unknown attribute or class, or when no class is left on either side.
     """
-    known = CLASSES.get(attribute, [])
-    chosen = torch.tensor([name in names for name in known], dtype=torch.bool)
-    if int(chosen.sum()) != len(set(names)) or bool(chosen.all()) or not bool(chosen.any()):
+    chosen = torch.tensor([name in names for name in CLASSES.get(attribute, [])])
+    if not len(set(names)) == int(chosen.sum()) < len(chosen) or not names:
         raise ValueError(
-            f"{attribute!r}, {names}: expected an attribute of {sorted(CLASSES)} and some but not "
-            f"all of its classes{f' {known}' if known else ''}"
+            f"{attribute!r}, {names}: expected an attribute and some but not all of its classes "
+            f"in {CLASSES}"
         )
     z = logits[attribute]
     return z[:, chosen].logsumexp(1) - z[:, ~chosen].logsumexp(1)
 
 
-def raw_distance(network: Judge, a: Tensor, b: Tensor) -> Tensor:
-    """Σ over layers of the mean over positions of |f_a − f_b|², unit features f of b; (n,)."""
-    pairs = zip(network.layers(a), network.layers(b), strict=True)
-    apart = [F.normalize(x, dim=1) - F.normalize(y, dim=1) for x, y in pairs]
-    return sum(d.square().sum(1).mean((1, 2)) for d in apart)
-
-
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Perceptual distance of image pairs, (n,): 0 for equal images, about 1 for unrelated ones.
+    """Σ over layers of the mean of |f_a − f_b|² over positions, unit features f of judge b, (n,).
 
-    Raises:
-        ValueError: for different shapes, or images that `logits` refuses.
+    Over its mean for pairs of photographs: 0 for equal images, about 1 for unrelated ones. Raises
+    ValueError for different shapes, or images that `logits` refuses.
     """
     a, b = _checked(a), _checked(b)
     if a.shape != b.shape:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}, not one")
     network = load("b", device=a.device)
-    return raw_distance(network, a, b.to(a.device)) / network.pair_distance
+    pairs = zip(network.layers(a), network.layers(b.to(a.device)), strict=True)
+    apart = [F.normalize(x, dim=1) - F.normalize(y, dim=1) for x, y in pairs]
+    return sum(d.square().sum(1).mean((1, 2)) for d in apart) / network.pair_distance
 
 
+@torch.no_grad()
 def components(images: Tensor) -> Tensor:
     """48 principal components of judge b's pooled features over √(their variance), float64."""
     images = _checked(images)
     network = load("b", device=images.device)
-    with torch.no_grad():
-        pooled = torch.cat([network.pooled(part) for part in images.split(256)]).double().cpu()
-    scale = network.total_variance.double().cpu().sqrt()
-    return pooled @ network.components.double().cpu().T / scale
+    pooled = torch.cat([network.pooled(part) for part in images.split(256)]).double()
+    return (pooled @ network.components.double().T / network.total_variance.double().sqrt()).cpu()
 
 
 def frechet_of_components(x: Tensor, y: Tensor) -> float:
@@ -199,13 +180,9 @@ def frechet_of_components(x: Tensor, y: Tensor) -> float:
     gap = (x.mean(0) - y.mean(0)).square().sum()
     x, y = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
     # tr (Σ_x Σ_y)^{1/2} is the nuclear norm of X Yᵀ where Σ_x = XᵀX and Σ_y = YᵀY.
-    overlap = torch.linalg.matrix_norm(_root(x) @ _root(y).T, "nuc")
+    roots = [torch.linalg.qr(z, mode="r").R for z in (x, y)]  # no more rows than columns
+    overlap = torch.linalg.matrix_norm(roots[0] @ roots[1].T, "nuc")
     return float(gap + x.square().sum() + y.square().sum() - 2.0 * overlap)
-
-
-def _root(x: Tensor) -> Tensor:
-    """R with RᵀR = XᵀX and no more rows than columns."""
-    return torch.linalg.qr(x, mode="r").R
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

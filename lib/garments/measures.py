@@ -10,7 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib.garments.photographs import CLASSES
+
 THRESHOLD = -0.8  # darker is background
+UNDEFINED = -1
+REACH = 5  # columns of a strip on either side, where sleeves hang
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -23,17 +27,16 @@ def brightness(images: Tensor) -> Tensor:
 def shape(images: Tensor) -> Tensor:
     """Height over width of the smallest box around the garment, (n,); 0 for an empty image."""
     box = _box(images)
-    return (box.height / box.width.clamp(min=1)).where(box.height > 0, 0.0)
+    return (box.bottom - box.top + 1) / (box.right - box.left + 1).clamp(min=1)
 
 
-def sleeves(images: Tensor, reach: int = 5) -> Tensor:
+def sleeves(images: Tensor) -> Tensor:
     """Share of the outer strips of the lower half of the box that the garment fills, (n,).
 
-    A strip is `reach` columns wide on either side: a short sleeve ends above it, a long one hangs
-    down into it.
+    A short sleeve ends above the strips, a long one hangs down into them.
     """
     box = _box(images)
-    strips = _strips(box, reach)
+    strips = _strips(box)
     return (box.inside & strips).sum((1, 2)) / strips.sum((1, 2)).clamp(min=1)
 
 
@@ -42,10 +45,9 @@ def heel(images: Tensor) -> Tensor:
 
     The middle is from 40 to 75 % of the way from toe (left) to heel.
     """
-    box = _box(images)
+    box, place = _box(images), torch.arange(32, device=images.device)
     sole = 31 - box.inside.flip(1).float().argmax(1)  # the lowest lit row of each column
-    place = torch.arange(32, device=images.device)
-    way = (place - box.left[:, None]) / (box.width[:, None] - 1).clamp(min=1)
+    way = (place - box.left[:, None]) / (box.right - box.left)[:, None].clamp(min=1)
     middle = (way > 0.4) & (way < 0.75) & box.inside.any(1)
     return ((box.bottom[:, None] - sole) * middle).sum(1) / middle.sum(1).clamp(min=1)
 
@@ -56,7 +58,7 @@ class Measure(NamedTuple):
     of: Callable[[Tensor], Tensor]
     threshold: float
     names: tuple[str, str]
-    classes: tuple[str, ...] = ()  # all
+    classes: tuple[str, ...] = CLASSES
 
 
 # thresholds: near the medians of the training photographs, between the modes of sleeves
@@ -68,20 +70,27 @@ TABLE = {
 }
 
 
+def labels(images: Tensor, kinds: Tensor) -> Tensor:
+    """Class and side of every threshold, (n, 1 + measures); −1 where a class lacks the part."""
+    columns = [kinds]
+    for measure in TABLE.values():
+        has = torch.tensor([kind in measure.classes for kind in CLASSES])[kinds]
+        columns.append((measure.of(images) > measure.threshold).long().where(has, UNDEFINED))
+    return torch.stack(columns, 1)
+
+
 def without(images: Tensor, part: str) -> Tensor:
     """The photographs with one part taken away: what is left of a pair that differs in it alone.
 
     "sleeves": the strips of `sleeves` become background; "hem": the lowest fifth of the garment
-    does; "shade": the garment's pixels go down by a half, not below the threshold of background.
-
-    Raises:
-        ValueError: for another part.
+    does; "shade": the garment goes down by a half, not below the threshold of background. Raises
+    ValueError for another part.
     """
     box, place = _box(images), torch.arange(32, device=images.device)
-    hem = 5 * (box.bottom[:, None] - place) < (box.bottom - box.top + 1)[:, None]
     if part == "shade":
         darker = (images - 0.5).clamp(min=THRESHOLD + 0.02)
         return darker.where(box.inside[:, None], images)
+    hem = 5 * (box.bottom[:, None] - place) < (box.bottom - box.top + 1)[:, None]
     gone = {"sleeves": _strips(box), "hem": hem[:, :, None]}.get(part)
     if gone is None:
         raise ValueError(f"part = {part!r}, expected 'sleeves', 'hem' or 'shade'")
@@ -97,27 +106,18 @@ class _Box(NamedTuple):
     left: Tensor
     right: Tensor
 
-    @property
-    def height(self) -> Tensor:
-        return (self.bottom - self.top + 1).float()
-
-    @property
-    def width(self) -> Tensor:
-        return (self.right - self.left + 1).float()
-
 
 def _box(images: Tensor) -> _Box:
     inside = images[:, 0] > THRESHOLD
     return _Box(inside, *_span(inside.any(2)), *_span(inside.any(1)))
 
 
-def _strips(box: _Box, reach: int = 5) -> Tensor:
+def _strips(box: _Box) -> Tensor:
     """The outer strips of the lower half of the box, (n, 32, 32) bool."""
     place = torch.arange(32, device=box.left.device)
     inner = torch.minimum(place - box.left[:, None], box.right[:, None] - place)
-    near = (inner >= 0) & (inner < reach)  # negative outside the box
     lower = (2 * place > (box.top + box.bottom)[:, None]) & (place <= box.bottom[:, None])
-    return lower[:, :, None] & near[:, None]
+    return lower[:, :, None] & ((inner >= 0) & (inner < REACH))[:, None]
 
 
 def _span(lit: Tensor) -> tuple[Tensor, Tensor]:

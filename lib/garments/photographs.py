@@ -47,9 +47,7 @@ def load(split: str, folder: str | Path | None = None) -> Photographs:
     """All photographs of "train" (60,000) or "held-out" (10,000), padded from 28 to 32 px.
 
     folder: where the four idx.gz files lie; by default Debian's place, else a download to cache/.
-
-    Raises:
-        ValueError: for another split, or a file that is missing or holds something else.
+    Raises ValueError for another split, and a file that is missing or holds something else.
     """
     if split not in FILES:
         raise ValueError(f"split = {split!r}, expected one of {sorted(FILES)}")

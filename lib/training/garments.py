@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.faces import quality
 from lib.garments import judge, measures, photographs
-from lib.training import cards, ddpm
+from lib.training import cards, ddpm, scorers
 from lib.training.task import Task
 
 SOURCE = cards.Source(
@@ -33,7 +32,7 @@ def garments_task() -> Task:
         name="garments-ddpm",
         build=build_garments,
         data=_data,
-        loss=lambda network, batch, rng: ddpm.noise_error(network, *batch, rng),  # shoes point left
+        loss=lambda network, batch, rng: ddpm.noise_error(network, *batch, rng),  # no mirror
         save=_save,
         evaluate=measure_garments,
         samples=lambda network: ddpm.sample_ddpm(network, 64, channels=1),
@@ -62,20 +61,19 @@ def _data() -> tuple[int, Callable]:
 
 
 @torch.no_grad()
-def measure_garments(network: nn.Module, *, count: int = 2_000) -> dict:
-    """Fréchet distance to held-out photographs, beside that of others, whole and blurred."""
+def measure_garments(network: nn.Module, *, count: int = 1_000) -> dict:
+    """Fréchet distances to held-out photographs, and how near samples are to training ones."""
     network.half().float()
-    photos = photographs.load("held-out").images
+    photos, trained_on = photographs.load("held-out").images, photographs.load("train").images
     half, other = photos[:count], photos[count : 2 * count]
     samples = ddpm.sample_ddpm(network, count, channels=1)
-    near = quality.nearest_distance(samples[:500], photographs.load("train").images)
-    usual = quality.nearest_distance(other[:500], photographs.load("train").images)
+    near, usual = (quality.nearest_distance(x[:500], trained_on).median() for x in (samples, other))
     return {
         "samples": count,
         "frechet": round(judge.frechet(samples, half), 5),
         "frechet_of_photographs": round(judge.frechet(other, half), 5),
         "frechet_of_blurred": round(judge.frechet(quality.blurred(other, 0.7), half), 5),
-        "nearest_over_held_out": round((near.median() / usual.median()).item(), 4),
+        "nearest_over_held_out": round(float(near / usual), 4),
     }
 
 
@@ -86,8 +84,6 @@ def _save(network: nn.Module, folder: Path, metrics: dict) -> None:
 
 
 # --- the judges -----------------------------------------------------------------------------------
-
-UNDEFINED = -1
 
 
 def judge_task(name: str) -> Task:
@@ -108,22 +104,11 @@ def judge_task(name: str) -> Task:
     )
 
 
-def labels_of(photos: photographs.Photographs) -> Tensor:
-    """Class and measured attributes as the judges learn them, (n, heads); −1 where undefined."""
-    columns = [photos.labels]
-    for measure in measures.TABLE.values():
-        above = (measure.of(photos.images) > measure.threshold).long()
-        has = torch.tensor([not measure.classes or c in measure.classes for c in judge.KINDS])
-        columns.append(above.where(has[photos.labels], UNDEFINED))
-    return torch.stack(columns, 1)
-
-
 def _judge_data(name: str) -> tuple[int, Callable]:
-    images, labels = photographs.load("train")
     half = slice("ab".index(name), None, 2)
-    photos = photographs.Photographs(images[half], labels[half])
-    truth = labels_of(photos)
-    return len(truth), lambda indices, rng: (photos.images[indices], truth[indices])
+    images, labels = (part[half] for part in photographs.load("train"))
+    truth = measures.labels(images, labels)
+    return len(truth), lambda indices, rng: (images[indices], truth[indices])
 
 
 def _judge_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:
@@ -135,45 +120,24 @@ def _judge_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tenso
     spoiled = (torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5).to(images)
     found = network((images + noise * spoiled).clamp(-1, 1)).values()
     pairs = zip(found, truth.unbind(1), strict=True)
-    return sum(F.cross_entropy(z.float(), y, ignore_index=UNDEFINED) for z, y in pairs)
+    return sum(scorers.masked_cross_entropy(z.float(), y) for z, y in pairs)
 
 
 @torch.no_grad()
 def _measure_judge(network: nn.Module) -> dict:
     """Accuracy on all held-out photographs, in the half precision that is shipped."""
     network.half().float()
-    _set_reference(network)
-    photos = photographs.load("held-out")
-    truth, parts = labels_of(photos), [network(part) for part in photos.images.split(500)]
-    found = {"held_out_photographs": len(truth), "accuracy": {}, "log_odds_deviation": {}}
-    for k, (head, names) in enumerate(judge.CLASSES.items()):
-        z, has = torch.cat([part[head] for part in parts]), truth[:, k] != UNDEFINED
-        right = z[has].argmax(1) == truth[has, k]
-        found["accuracy"][head] = round(right.double().mean().item(), 4)
-        odds = [judge.log_odds({head: z[has]}, head, name).std().item() for name in names]
-        found["log_odds_deviation"][head] = dict(zip(names, odds, strict=True))
-    return found
-
-
-def _set_reference(network: nn.Module) -> None:
-    """Principal components, their variance and the mean pair distance of training photographs."""
-    batches = photographs.load("train").images[:4000].split(250)
-    pooled = torch.cat([network.pooled(batch) for batch in batches]).double()
-    _, values, vectors = torch.linalg.svd(pooled - pooled.mean(0), full_matrices=False)
-    network.components.copy_(vectors[: len(network.components)])
-    network.total_variance.copy_(values.square().sum() / (len(pooled) - 1))
-    pairs = zip(batches, batches[1:], strict=False)
-    apart = torch.cat([judge.raw_distance(network, a, b) for a, b in pairs])
-    network.pair_distance.copy_(apart.mean())
+    scorers.set_reference(network, photographs.load("train").images[:4000].split(250))
+    images, labels = photographs.load("held-out")
+    parts = [network(part) for part in images.split(500)]
+    truth = dict(zip(judge.CLASSES, measures.labels(images, labels).unbind(1), strict=True))
+    guess = {head: torch.cat([part[head] for part in parts]).argmax(1) for head in truth}
+    accuracy = {head: scorers.accuracy_of(guess[head], truth[head]) for head in truth}
+    return {"held_out_photographs": len(labels), "accuracy": accuracy}
 
 
 def _save_judge(network: nn.Module, folder: Path, metrics: dict) -> None:
-    from safetensors.torch import save_file
-
-    state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
-    exact = ("components", "total_variance", "pair_distance")
-    state = {k: v.clone() if k in exact else v.half().contiguous() for k, v in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    scorers.save_weights(network.state_dict(), folder)
     purpose = f"Judge {network.name}: class and measured attributes of photographs of garments."
     cards.write_card(folder, f"garments-judge-{network.name}", purpose, LIMITS, metrics, SOURCE)
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -100,10 +100,10 @@ def _judge_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tenso
         images = coarsen(images, rng)
     logits = network(images).values()
     pairs = zip(logits, labels.unbind(1), strict=True)
-    return sum(_masked_cross_entropy(z.float(), y) for z, y in pairs)
+    return sum(masked_cross_entropy(z.float(), y) for z, y in pairs)
 
 
-def _masked_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+def masked_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
     """Mean over the defined labels, zero without any."""
     total = F.cross_entropy(logits, truth, ignore_index=avatars.UNDEFINED, reduction="sum")
     return total / (truth >= 0).sum().clamp(min=1)
@@ -117,7 +117,8 @@ def measure_judge(network: judge.Judge, *, count: int | None = None) -> dict:
     reference statistics are set.
     """
     network.half().float()
-    _set_reference(network)
+    faces = avatars.load("train", 4000, size=network.size, seed=JUDGE_SEEDS[network.name])
+    set_reference(network, avatars.to_float(faces.images).split(250))
     result = {"data_seed": JUDGE_SEEDS[network.name], "accuracy": {}, "accuracy_when_spoiled": {}}
     for size in (32, 64):
         faces = avatars.load("held-out", count, size=size)
@@ -125,7 +126,7 @@ def measure_judge(network: judge.Judge, *, count: int | None = None) -> dict:
         logits = _in_batches(network, faces.images)
         spoiled = _in_batches(network, faces.images, spoiled=True)
         for key, given in (("accuracy", logits), ("accuracy_when_spoiled", spoiled)):
-            table = {a: _accuracy(z.argmax(1), labels[a]) for a, z in given.items()}
+            table = {a: accuracy_of(z.argmax(1), labels[a]) for a, z in given.items()}
             result[key][str(size)] = table
         if network.name == "b":
             table = _agreement(logits, _in_batches(judge.load("a"), faces.images), labels)
@@ -152,13 +153,14 @@ def _in_batches(
 def _agreement(ours: dict, theirs: dict, labels: dict) -> dict[str, float]:
     """Share of faces with the attribute defined on which two judges name the same class."""
     return {
-        a: _accuracy(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0)
+        a: accuracy_of(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0)
         for a in ours
         if a in theirs
     }
 
 
-def _accuracy(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> float:
+def accuracy_of(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> float:
+    """Share of right guesses among the defined ones, by default those of truth >= 0."""
     defined = truth >= 0 if defined is None else defined
     return round((guess == truth)[defined].double().mean().item(), 5)
 
@@ -175,31 +177,34 @@ def _all_but_one(logits: Tensor) -> list[Tensor]:
     return [logits[:, columns != j] for j in columns]
 
 
-def _set_reference(network: judge.Judge) -> None:
-    """Principal components, total variance and mean pair distance over 4,000 training faces."""
-    faces = avatars.load("train", 4000, size=network.size, seed=JUDGE_SEEDS[network.name])
-    batches = [avatars.to_float(faces.images[i : i + 250]) for i in range(0, 4000, 250)]
+def set_reference(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Principal components, total variance and mean pair distance over training images."""
     pooled = torch.cat([network.pooled(batch) for batch in batches]).double()
     _, values, vectors = torch.linalg.svd(pooled - pooled.mean(0), full_matrices=False)
-    network.components.copy_(vectors[:64])
+    network.components.copy_(vectors[: len(network.components)])
     network.total_variance.copy_(values.square().sum() / (len(pooled) - 1))
     pairs = zip(batches, batches[1:], strict=False)
     distances = torch.cat([judge.raw_distance(network, a, b) for a, b in pairs])
     network.pair_distance.copy_(distances.mean())
 
 
-def _save_judge(network: judge.Judge, folder: Path, metrics: dict) -> None:
+def save_weights(state: dict[str, Tensor], folder: Path) -> None:
+    """The weights of a judge in half precision, its reference statistics as they are."""
     from safetensors.torch import save_file
 
-    kept = [name for name in network.classes if name not in metrics["dropped"]]
-    state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    exact = ("components", "total_variance", "pair_distance")
+    kept = {k: v for k, v in state.items() if v.is_floating_point()}
+    kept = {k: v.clone() if k in exact else v.half().contiguous() for k, v in kept.items()}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_judge(network: judge.Judge, folder: Path, metrics: dict) -> None:
+    kept, state = [n for n in network.classes if n not in metrics["dropped"]], network.state_dict()
     rows = torch.cat([
         torch.full((len(names),), name in kept) for name, names in network.classes.items()
     ])  # fmt: skip
     state |= {f"heads.{key}": state[f"heads.{key}"][rows] for key in ("weight", "bias")}
-    exact = ("components", "total_variance", "pair_distance")
-    state = {k: v.clone() if k in exact else v.half().contiguous() for k, v in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_weights(state, folder)
     config = {"judge": network.name, "size": network.size}
     config["classes"] = {name: network.classes[name] for name in kept}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -309,7 +314,7 @@ def _clip_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor
     loss = 0.5 * (F.cross_entropy(pairs, truth) + F.cross_entropy(pairs.T, truth))
     shortest = scores[:, n:].float().split([len(options(a, "")) for a in ATTRIBUTES], dim=1)
     for z, meaning in zip(shortest, meanings.unbind(1), strict=True):
-        loss = loss + _masked_cross_entropy(z, meaning)
+        loss = loss + masked_cross_entropy(z, meaning)
     return loss
 
 
@@ -348,7 +353,7 @@ def _zero_shot(
     texts = [options(attribute, subject) for subject in captions.SUBJECTS]
     prompts = sum(_embed_texts(network, words, said) for said in texts)
     guess = (embedded @ F.normalize(prompts, dim=1).T).argmax(1)
-    return _accuracy(guess, torch.from_numpy(option_of(attribute, labels)))
+    return accuracy_of(guess, torch.from_numpy(option_of(attribute, labels)))
 
 
 def _retrieval(

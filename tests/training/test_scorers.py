@@ -11,12 +11,12 @@ from lib.training import scorers
 def test_undefined_labels_carry_no_loss_and_no_gradient():
     z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     truth = torch.tensor([0, -1, 2, -1, 1])
-    loss = scorers._masked_cross_entropy(z, truth)
+    loss = scorers.masked_cross_entropy(z, truth)
     expected = -z.log_softmax(1)[[0, 2, 4], [0, 2, 1]].mean()
     assert torch.allclose(loss, expected)
     loss.backward()
     assert (z.grad[[1, 3]] == 0).all() and (z.grad[[0, 2, 4]] != 0).all()
-    assert scorers._masked_cross_entropy(z, torch.full((5,), -1)) == 0
+    assert scorers.masked_cross_entropy(z, torch.full((5,), -1)) == 0
 
 
 def test_spoiling_stays_in_range_and_follows_its_generator():
