@@ -24,11 +24,20 @@ LETTER_PAIRS = [
     (a, b + end) for end in ("</w>", "") for a in ascii_lowercase for b in ascii_lowercase
 ]
 PLAIN_DOWN, PLAIN_UP = ("DownBlock2D",), ("UpBlock2D",)
+SHRINK, GROW = ("ResnetDownsampleBlock2D",), ("ResnetUpsampleBlock2D",)
+SIX_LEVELS = {"sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512)}
+GUIDED = SIX_LEVELS | {
+    "out_channels": 6,
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attention_head_dim": 64,
+    "attn_norm_num_groups": 32,
+}
 # Published configurations: what differs from the defaults of diffusers 0.42.
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "celebahq-256": {
-        "sample_size": 256,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "celebahq-256": SIX_LEVELS
+    | {
         "down_block_types": (*PLAIN_DOWN * 4, "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *PLAIN_UP * 4),
         "downsample_padding": 0,
@@ -37,39 +46,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
         "attention_head_dim": None,
     },
-    "learned-sigma-256": {
-        "sample_size": 256,
-        "out_channels": 6,
+    "learned-sigma-256": GUIDED
+    | {
         "layers_per_block": 1,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": (
-            *("ResnetDownsampleBlock2D",) * 4,
-            "AttnDownBlock2D",
-            "ResnetDownsampleBlock2D",
-        ),
-        "up_block_types": (
-            "ResnetUpsampleBlock2D",
-            "AttnUpBlock2D",
-            *("ResnetUpsampleBlock2D",) * 4,
-        ),
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-        "resnet_time_scale_shift": "scale_shift",
-        "attention_head_dim": 64,
-        "attn_norm_num_groups": 32,
+        "down_block_types": (*SHRINK * 4, "AttnDownBlock2D", *SHRINK),
+        "up_block_types": (*GROW, "AttnUpBlock2D", *GROW * 4),
     },
-    "adm-lsun-256": {
-        "sample_size": 256,
-        "out_channels": 6,
+    "adm-lsun-256": GUIDED
+    | {
         "layers_per_block": 2,
         "block_out_channels": (256, 256, 512, 512, 1024, 1024),
-        "down_block_types": (*("ResnetDownsampleBlock2D",) * 3, *("AttnDownBlock2D",) * 3),
-        "up_block_types": (*("AttnUpBlock2D",) * 3, *("ResnetUpsampleBlock2D",) * 3),
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-        "resnet_time_scale_shift": "scale_shift",
-        "attention_head_dim": 64,
-        "attn_norm_num_groups": 32,
+        "down_block_types": (*SHRINK * 3, *("AttnDownBlock2D",) * 3),
+        "up_block_types": (*("AttnUpBlock2D",) * 3, *GROW * 3),
     },
     "sd-1.5": {"sample_size": 64, "cross_attention_dim": 768},
     "sd-2.1-base": {

@@ -92,11 +92,12 @@ def followed(
     border moves with the number of steps or the guidance. None where no border is left. Where a
     height is read off there, the tolerance has to be far below the width of a border.
     """
-    span = torch.linspace(-reach, reach, 4 * SECTIONS + 1, dtype=torch.float64)[:, None]
+    # The known place is no node, because there rounding decides the label.
+    span = torch.linspace(-reach, reach, 4 * SECTIONS, dtype=torch.float64)[:, None]
     line = (known.points[:, None] + span * known.directions[:, None]).clamp(0, 1)
     own = _labels(classify, line, which)
     flips = own[:, 1:] != own[:, :-1]
-    away = np.abs(np.arange(4 * SECTIONS) - 2 * SECTIONS + 0.5)
+    away = np.abs(np.arange(4 * SECTIONS - 1) - 2 * SECTIONS + 1)
     part = torch.from_numpy(np.where(flips, away, np.inf).argmin(1))
     kept = flips.any(1)
     if not kept.any():

@@ -1,4 +1,4 @@
-"""Is a border fractal? Box counting, automatic zooms, and what rounding leaves to see.
+"""Is a border fractal? Box counting, windows, power, and what rounding leaves to see.
 
 A claim about structure at some scale needs three things: a window above the resolution of the
 number format, differences above the noise floor, and controls of known dimension.
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from lib.intervals import Values, as_array, as_numpy
-from lib.slices.borders import crossings
 from lib.slices.maps import Evaluate
 from lib.slices.refine import refine
 
@@ -149,77 +148,34 @@ def border(labels: Values) -> np.ndarray:
     return np.logical_or.reduce([first != other for other in others])
 
 
-_CORNERS = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])  # of a cell, round it
-
-
-class Zoom(NamedTuple):
-    """One magnification of a border: centre (2,), edge of the window, labels (points, points)."""
-
-    centre: np.ndarray
-    window: float
-    labels: np.ndarray
-
-
-def zoom(
-    classify: Evaluate,
-    *,
-    levels: int,
-    depth: int = 6,
-    factor: float = 10.0,
-    centre: Sequence[float] = (0.5, 0.5),
-    window: float = 1.0,
-    resolution: float = 0.0,
-) -> list[Zoom]:
-    """Windows that shrink by `factor` onto the border nearest to the middle of the one before.
-
-    A window has 2^depth + 1 points a side, labelled by `traced`. The border is located between two
-    of them by section, to a fifth of the next window's spacing. Ends early, at the first window
-    that holds a single label.
-
-    Args:
-        classify: coordinates (n, 2) -> labels (n,).
-        levels: number of windows, the first of edge `window` round `centre`.
-        resolution: smallest step of the number format, `Slice.resolution(dtype)`.
-
-    Raises:
-        ValueError: a last window below points · resolution, naming the smallest useful one; a
-            factor that does not shrink; a window that is larger than the slice; a centre outside
-            it; no level; labels that are not one for each point.
-    """
-    inside = len(centre) == 2 and all(0 <= c <= 1 for c in centre)
-    if levels < 1 or not inside or not 0 < window <= 1 or (levels > 1 and not factor > 1):
-        raise ValueError(
-            f"levels = {levels}, centre = {list(centre)}, window = {window}, factor = {factor}; "
-            "expected at least one level, a centre (alpha, beta) in [0, 1]², an edge above 0 and "
-            "up to 1, and a factor above 1, by which each window shrinks"
-        )
-    check_window(window / factor ** (levels - 1), 2**depth + 1, resolution)
-    found: list[Zoom] = []
-    middle = np.asarray(centre, dtype=float)
-    for level in range(levels):
-        edge = window / factor**level
-        middle = middle.clip(edge / 2, 1 - edge / 2)
-        low, high = (middle - edge / 2).clip(0, 1), (middle + edge / 2).clip(0, 1)
-        labels = traced(classify, depth, low=low, high=high)
-        found.append(Zoom(middle, edge, labels))
-        cells = np.argwhere(border(labels))
-        if len(cells) == 0 or level == levels - 1:
-            break
-        places = low + (cells + 0.5) / 2**depth * (high - low)
-        corners = cells[np.argmin(np.square(places - middle).sum(1))] + _CORNERS
-        where = low + corners / 2**depth * (high - low)
-        middle = _on_a_side(classify, where, labels[tuple(corners.T)], edge / factor / 5 / 2**depth)
-    return found
-
-
 def traced(
-    classify: Evaluate, depth: int, *, low: Sequence[float], high: Sequence[float], coarse: int = 3
+    classify: Evaluate,
+    centre: Values,
+    edge: float,
+    depth: int,
+    *,
+    resolution: float = 0.0,
+    coarse: int = 3,
 ) -> np.ndarray:
     """Labels of a window on 2^depth + 1 points a side, classified along its borders only.
 
     The quadtree of `refine`, which splits cells whose corners differ; a patch of another label that
-    fits between points of the 2^coarse cells a side and touches no border is not seen.
+    fits between points of the 2^coarse cells a side and touches no border is not seen. The window
+    is moved into the slice where it would leave it.
+
+    Args:
+        classify: coordinates (n, 2) -> labels (n,).
+        centre: (2,), a point of a border, located to far below the edge.
+        resolution: smallest step of the number format, `Slice.resolution(dtype)`.
+
+    Raises:
+        ValueError: an edge below points · resolution, naming the smallest useful one, or above 1;
+            labels that are not one for each point.
     """
+    if not 0 < edge <= 1:
+        raise ValueError(f"edge = {edge}: choose one above 0 and up to 1, the whole slice")
+    check_window(edge, 2**depth + 1, resolution)
+    middle = as_array(centre).clip(edge / 2, 1 - edge / 2)
     names: dict = {}
 
     def numbered(t: torch.Tensor) -> np.ndarray:
@@ -231,23 +187,9 @@ def traced(
             )
         return np.array([names.setdefault(label, len(names)) for label in labels.tolist()])
 
-    tree = refine(numbered, depth, coarse=min(coarse, depth), share=1.0, low=low, high=high)
+    window = {"low": (middle - edge / 2).clip(0, 1), "high": (middle + edge / 2).clip(0, 1)}
+    tree = refine(numbered, depth, coarse=min(coarse, depth), share=1.0, **window)
     return np.array(list(names))[np.rint(tree.values).astype(int)]
-
-
-def _on_a_side(
-    classify: Evaluate, corners: np.ndarray, labels: np.ndarray, tolerance: float
-) -> np.ndarray:
-    """Place of the border on a side of a cell whose corners (4, 2) carry several labels, (2,).
-
-    A corner nearer to the border than rounding may be read otherwise in another batch: then the
-    next side is tried, and without any the middle of the cell is as good an answer.
-    """
-    for k in np.flatnonzero(labels != np.roll(labels, -1)):
-        ends = torch.as_tensor(corners[[k, (k + 1) % 4]])
-        if len(np.unique(as_numpy(classify(ends)))) > 1:
-            return crossings(classify, *ends[:, None], tolerance=tolerance).points[0].numpy()
-    return corners.mean(0)
 
 
 def check_window(window: float, points: int, resolution: float) -> None:

@@ -91,17 +91,6 @@ def read(values: Values, at: Values) -> np.ndarray:
     return map_coordinates(values, places, order=1, mode="nearest")
 
 
-def unit_ratio(estimate: Values, truth: Values) -> tuple[float, float]:
-    """Geometric mean of estimate / truth over two positive maps, and its spread as a factor."""
-    x, y = _maps(estimate, truth)
-    if min(x.min(), y.min()) <= 0:
-        raise ValueError(
-            "a ratio in the geometric mean needs positive maps; give traces of metrics"
-        )
-    logs = np.log(x / y)
-    return float(np.exp(logs.mean())), float(np.exp(logs.std()))
-
-
 def _maps(*maps: Values) -> list[np.ndarray]:
     arrays = [as_array(m) for m in maps]
     shapes = [a.shape for a in arrays]

@@ -65,8 +65,7 @@ CASES |= {
     "slices.borders.phase_pairs": lambda on: borders.phase_pairs(on(LABELS + 1), 4),
     "slices.fractal.box_counting": lambda on: fractal.box_counting(on(HILLS > 3)),
     "slices.fractal.border": lambda on: fractal.border(on(LABELS)),
-    "slices.fractal.zoom": lambda on: fractal.zoom(by_sum(on)[0], levels=2, depth=2),
-    "slices.fractal.traced": lambda on: fractal.traced(by_sum(on)[0], 3, low=(0, 0), high=(1, 1)),
+    "slices.fractal.traced": lambda on: fractal.traced(by_sum(on)[0], (0.5, 0.5), 1.0, 3),
     "slices.fractal.difference_slopes": lambda on: fractal.difference_slopes(
         by_sum(on)[1], on(POINTS), [1, 0], [0.1, 0.01]
     ),
@@ -81,7 +80,6 @@ CASES |= {
     ),
     "slices.maps.smooth": lambda on: maps.smooth(on(HILLS), 0.1, spacing=0.1),
     "slices.maps.read": lambda on: maps.read(on(HILLS), on(POINTS)),
-    "slices.maps.unit_ratio": lambda on: maps.unit_ratio(on(HILLS), on(HILLS**2)),
     "slices.paths.feature_length": lambda on: paths.feature_length(on(GRID)),
     "slices.paths.turning": lambda on: paths.turning(on(GRID**2)),
     "slices.paths.shares_on": lambda on: paths.shares_on(on(HILLS > 3), on(GRID**2)),

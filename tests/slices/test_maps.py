@@ -73,14 +73,6 @@ def test_smoothing_has_the_width_asked_for():
         maps.smooth(point, 0.1, spacing=0.0)
 
 
-def test_the_unit_of_a_scaled_map_is_its_scale():
-    truth = np.exp(RNG.normal(size=(5, 5)))
-    ratio, spread = maps.unit_ratio(0.04 * truth, truth)
-    assert ratio == pytest.approx(0.04) and spread == pytest.approx(1)
-    with pytest.raises(ValueError, match="positive"):
-        maps.unit_ratio(truth - 5, truth)
-
-
 def test_overlap_counts_cells():
     a, b = np.zeros((2, 4, 4), bool)
     assert maps.overlap(a, b) == 1

@@ -28,7 +28,7 @@ def test_the_surface_finds_the_detour_of_an_oblique_wall_but_no_cheap_gap(angle)
     path = geodesics.geodesic(table, START, END, points=32, global_check=33)
     true = world.detour(START, END)
     assert (path.detour.numpy() < true + 0.01).all()
-    assert path.detour.mean() > 0.4 * true.mean()
+    assert path.detour.mean() > 0.3 * true.mean()  # its border is two cells wide
 
 
 def test_detours_of_a_globe_are_those_of_great_circles():
