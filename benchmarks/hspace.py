@@ -39,8 +39,8 @@ def training_minutes(generator: models.Generator) -> float:
     from lib.hspace import fits as training
 
     noise, own = generator.noise(8, 0), {"t_edit": 0.4 * len(generator.alphas), "steps": 20}
-    training.train_block(generator, "glasses", noise[:2], **own | {"steps": 2})  # loads CLIP
-    once = seconds(lambda: training.train_block(generator, "glasses", noise, **own))
+    training.fit_block(generator, "glasses", noise[:2], **own | {"steps": 2})  # loads CLIP
+    once = seconds(lambda: training.fit_block(generator, "glasses", noise, **own))
     return once * TRAINED / len(noise) / 60
 
 

@@ -23,66 +23,65 @@ SHIPPED = MODELS / "hspace" / "familiar.json"
 
 
 class Reference(NamedTuple):
-    """What held-out images score: mean (k,) and inverse covariance (k, k) of `statistics`, limit.
+    """Held-out images: mean (k,) and inverse covariance (k, k) of their `statistics`, and limits.
 
-    limit: the squared Mahalanobis distance above which an image is no longer known.
+    limit: of the squared Mahalanobis distance; error: of the mean error of the way back.
     """
 
     mean: Tensor
     precision: Tensor
     limit: float
+    error: float
 
 
-def statistics(images: Tensor, latents: Tensor, back: Tensor) -> Tensor:
-    """Log error of the way back, and of the latents mean, log deviation, correlations; (n, 6).
+def statistics(latents: Tensor) -> Tensor:
+    """Mean, log deviation and correlations of latents (n, c, h, w), (n, 5).
 
-    images, back: (n, c, h, w); latents: (n, *latent_shape). Noise has mean 0, deviation 1, and no
-    correlation of neighbours below or beside each other, nor of channels.
+    Noise has mean 0, deviation 1, and no correlation of neighbours beside and below each other, nor
+    of channels.
     """
     z = latents.double()
     unit = (z - z.mean((1, 2, 3), keepdim=True)) / z.std((1, 2, 3), keepdim=True)
-    error = (back.clamp(-1, 1) - images).double().abs().mean((1, 2, 3))
-    return torch.stack(
-        [
-            error.clamp(min=1e-6).log(),
-            z.mean((1, 2, 3)),
-            z.std((1, 2, 3)).log(),
-            (unit[..., 1:] * unit[..., :-1]).mean((1, 2, 3)),
-            (unit[..., 1:, :] * unit[..., :-1, :]).mean((1, 2, 3)),
-            (unit * unit.roll(1, 1)).mean((1, 2, 3)),
-        ],
-        1,
+    pairs = (
+        unit[..., 1:] * unit[..., :-1],
+        unit[..., 1:, :] * unit[..., :-1, :],
+        unit * unit.roll(1, 1),
     )
+    own = [z.mean((1, 2, 3)), z.std((1, 2, 3)).log(), *(p.mean((1, 2, 3)) for p in pairs)]
+    return torch.stack(own, 1).cpu()
 
 
-def reference(generator: Generator, images: Tensor, *, share: float = 0.005) -> Reference:
+def reference(generator: Generator, images: Tensor) -> Reference:
     """What held-out images (n, c, h, w) in [-1, 1] of the model's family score.
 
-    The limit is where a Gaussian with their moments would flag `share` of them, or the largest of
-    their own distances where that is more. Takes STEPS steps each way, refined twice.
+    The limits are half as much again as the largest error of the images, and as their largest
+    distance, or what one in 200 exceeds where the statistics are Gaussian.
     """
     latents = invert(generator, images, steps=STEPS)
-    back = ddim(generator, latents, steps=STEPS)
-    rows = statistics(images.cpu(), latents.cpu(), back.cpu())
-    mean, ridge = rows.mean(0), 1e-9 * torch.eye(rows.shape[1], dtype=rows.dtype)
-    precision = torch.linalg.inv(torch.cov(rows.T) + ridge)
-    quantile = float(chi2.isf(share, rows.shape[1]))
-    largest = float(_distances(rows, Reference(mean, precision, quantile)).max())
-    return Reference(mean, precision, max(quantile, largest))
+    rows = statistics(latents)
+    precision = torch.linalg.inv(torch.cov(rows.T) + 1e-9 * torch.eye(rows.shape[1]))
+    largest = _squared(rows, rows.mean(0), precision).max()
+    limit = 1.5 * max(float(chi2.isf(0.005, rows.shape[1])), float(largest))
+    error = 1.5 * float(_errors(generator, images, latents).max())
+    return Reference(rows.mean(0), precision, limit, error)
 
 
-def distances(generator: Generator, images: Tensor, latents: Tensor, known: Reference) -> Tensor:
-    """Squared Mahalanobis distance of images (n, c, h, w) from the held-out ones, (n,).
+def strangeness(generator: Generator, images: Tensor, latents: Tensor, known: Reference) -> Tensor:
+    """The larger of distance and error of images (n, c, h, w), as shares of their limits, (n,).
 
     latents: those of `sampling.invert(generator, images, steps=STEPS)`.
     """
-    back = ddim(generator, latents, steps=STEPS)
-    return _distances(statistics(images.cpu(), latents.cpu(), back.cpu()), known)
+    apart = _squared(statistics(latents), known.mean, known.precision) / known.limit
+    return torch.maximum(apart, _errors(generator, images, latents) / known.error)
 
 
-def _distances(rows: Tensor, known: Reference) -> Tensor:
-    apart = rows - known.mean
-    return ((apart @ known.precision) * apart).sum(1)
+def _squared(rows: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    return (((rows - mean) @ precision) * (rows - mean)).sum(1)
+
+
+def _errors(generator: Generator, images: Tensor, latents: Tensor) -> Tensor:
+    back = ddim(generator, latents, steps=STEPS).clamp(-1, 1).cpu()
+    return (back - images.cpu()).double().abs().mean((1, 2, 3))
 
 
 def warn(
@@ -94,7 +93,7 @@ def warn(
     there is none for this model.
     """
     known = shipped(generator) if known is None else known
-    fine = distances(generator, images, latents, known) <= known.limit
+    fine = strangeness(generator, images, latents, known) <= 1
     if not bool(fine.all()):
         rows = ", ".join(str(int(i)) for i in (~fine).nonzero()[:, 0])
         warnings.warn(
@@ -107,10 +106,9 @@ def warn(
 
 def save(generator: Generator, known: Reference, path: Path) -> Path:
     """Write a reference as JSON, with the hash of its model."""
-    kept = {"owner": generator.weight_hash, "mean": known.mean.tolist()}
-    kept |= {"precision": known.precision.tolist(), "limit": known.limit}
+    kept = known._replace(mean=known.mean.tolist(), precision=known.precision.tolist())
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(kept, indent=1) + "\n")
+    partial.write_text(json.dumps({"owner": generator.weight_hash, **kept._asdict()}, indent=1))
     os.replace(partial, path)
     return path
 
@@ -118,10 +116,10 @@ def save(generator: Generator, known: Reference, path: Path) -> Path:
 def shipped(generator: Generator) -> Reference:
     """The reference that lies beside the edits of the embedded model; ValueError for another."""
     kept = json.loads(SHIPPED.read_text())
-    if kept["owner"] != generator.weight_hash:
+    if kept.pop("owner") != generator.weight_hash:
         raise ValueError(
             f"no held-out images of {generator.source or 'this model'} are on record: give "
             "known=familiar.reference(generator, images), from a few hundred of its family"
         )
-    mean, precision = (torch.tensor(kept[k], dtype=torch.float64) for k in ("mean", "precision"))
-    return Reference(mean, precision, kept["limit"])
+    of = lambda name: torch.tensor(kept.pop(name), dtype=torch.float64)  # noqa: E731
+    return Reference(of("mean"), of("precision"), **kept)

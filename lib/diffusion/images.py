@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lib.diffusion.models import IMAGE_LIMIT, Generator
+from lib.diffusion.models import Generator
 
+OVERSHOOT = 10  # how far an edit, which nobody clips, may leave [-1, 1]; 0 ... 255 goes further
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -92,7 +93,7 @@ def _checked(images: Tensor) -> Tensor:
     images = torch.as_tensor(images).detach().cpu()
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 1 or 3, h, w)")
-    if not images.is_floating_point() or not float(images.abs().max()) <= IMAGE_LIMIT:
+    if not images.is_floating_point() or not float(images.abs().max()) <= OVERSHOOT:
         raise ValueError(
             f"images are {images.dtype} and reach {float(images.abs().max()):.3g}; expected finite "
             "values in [-1, 1]: map 0..255 by x / 127.5 - 1"

@@ -55,13 +55,11 @@ def mix_latents(
     steps: int,
     t_mix: float,
     weight: float,
-    coarse: int = 1,
     **text: object,
 ) -> Tensor:
     """Image guidance: x_t <- x_t + w (x_t^ref − x_t) while t >= t_mix, then plain DDIM.
 
     x_t^ref is the trajectory of one latent, (1, *latent_shape), whose image has the attribute.
-    coarse: only the part blurred by this factor is mixed; 1 mixes everything.
     Raises ValueError for a weight outside [0, 1].
     """
     if not 0 <= weight <= 1:
@@ -71,7 +69,7 @@ def mix_latents(
     ddim(generator, reference, steps=steps, callback=keep, **text)
 
     def mixed(x: Tensor, t: int) -> Tensor:
-        return x + weight * _blurred(path[t] - x, coarse) if t >= t_mix else x
+        return x + weight * (path[t] - x) if t >= t_mix else x
 
     def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
         x = update(x, eps, generator.alpha(t), generator.alpha(t_next))
@@ -184,10 +182,3 @@ def _coarse_grid(generator: Generator, steps: int, t_start: int, short: int) -> 
     grid = time_grid(steps, len(generator.alphas))
     start = grid[nearest(grid, t_start, "t_start")]
     return [round(start * (short - i) / short) for i in range(short)]
-
-
-def _blurred(x: Tensor, factor: int) -> Tensor:
-    if factor == 1:
-        return x
-    small = functional.avg_pool2d(x, factor)
-    return functional.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=False)

@@ -80,22 +80,19 @@ def jacobian_directions(
     t: int,
     *,
     k: int = 3,
-    mask: Tensor | None = None,
     text: Mapping[str, object] | None = None,
     **solver: object,
 ) -> Basis:
     """Directions Δh that change eps(x | Δh) most: singular vectors of d eps / dh (Haas et al.).
 
-    x: (1, *latent_shape); mask: weights on eps, such as a region of the image; text: prompt,
-    guidance, negative, class_labels. inputs are (k, *h), outputs (k, *latent_shape). Options and
-    errors as in `singular_basis`.
+    x: (1, *latent_shape); text: prompt, guidance, negative, class_labels. inputs are (k, *h),
+    outputs (k, *latent_shape). Options and errors as in `singular_basis`.
     """
     shape = taps.h_shape(generator)
 
     def predict(change: Tensor) -> Tensor:
         with taps.inject(generator, lambda h, t: change):
-            eps = generator.epsilon(x, t, **(text or {}))[0]
-        return eps if mask is None else eps * mask
+            return generator.epsilon(x, t, **(text or {}))[0]
 
     return singular_basis(predict, torch.zeros(shape).to(x), k, **solver)
 
@@ -123,29 +120,6 @@ def pullback_basis(
     return singular_basis(bottleneck, x[0], k, **solver)
 
 
-def pullback_move(
-    generator: Generator,
-    x: Tensor,
-    t: int,
-    v: Tensor,
-    *,
-    step: float,
-    reach: float,
-    repeats: int,
-    **text: object,
-) -> Tensor:
-    """x <- x + step (eps(x + reach v) - eps(x)), `repeats` times with v fixed (Park et al.).
-
-    x: (n, *latent_shape) at time t, to be sampled plainly from there; v: a unit input direction;
-    text: as in `principal`.
-    """
-    with torch.no_grad():
-        for _ in range(repeats):
-            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t, **text).chunk(2)
-            x = x + step * (moved - plain)
-    return x
-
-
 def pullback_edit(
     generator: Generator,
     latents: Tensor,
@@ -158,15 +132,23 @@ def pullback_edit(
     repeats: int = 8,
     **text: object,
 ) -> Tensor:
-    """Images of latents that were moved once along v at the grid time nearest t (Park et al.).
+    """Images of latents moved once along v at the grid time nearest t, else plain (Park et al.).
 
-    v: a unit direction of x, (*latent_shape). `pullback_move` there, plain DDIM before and after.
+    x <- x + step (eps(x + reach v) - eps(x)), `repeats` times with v fixed, a unit direction of x,
+    (*latent_shape). text: as in `principal`.
     """
     grid = time_grid(steps, len(generator.alphas))
     t = grid[nearest(grid, t)]
+
+    def move(x: Tensor) -> Tensor:
+        for _ in range(repeats):
+            moved, plain = generator.epsilon(torch.cat([x + reach * v, x]), t, **text).chunk(2)
+            x = x + step * (moved - plain)
+        return x
+
     x = ddim(generator, latents, steps=steps, stop=t, **text)
-    own = {"step": step, "reach": reach, "repeats": repeats, **text}
-    moved = torch.cat([pullback_move(generator, part, t, v, **own) for part in x.split(16)])
+    with torch.no_grad():
+        moved = torch.cat([move(part) for part in x.split(16)])
     return ddim(generator, moved, steps=steps, start=t, **text)
 
 

@@ -108,63 +108,36 @@ def ways(
     The first Δh also runs in both terms at c / r, r the ratio of `schedule.window_cancellation`.
     keep: how one call is made, `cache.cached` for a comparison that can be interrupted.
     """
-    run, start = {"steps": steps}, (generator, latents)
-    shifts = _shifts(start, tools, run, t_edit, r)
-    others = _others(start, tools, run, t_edit, t_boost)
-    return {name: partial(method, keep) for name, method in (shifts | others).items()}
 
+    def way(function: Callable, *arguments: object, **options: object) -> Method:
+        dials = {k: options.pop(k) for k in ("dial", "unit", "most") if k in options}
+        own = {"steps": steps, **options}
+        return Method(function, (generator, latents, *arguments), own, **dials)
 
-def _shifts(
-    start: tuple[Generator, Tensor], tools: Tools, run: dict[str, int], t_edit: float, r: float
-) -> dict[str, Method]:
-    """Shifts of h and of ε, in P alone and in both terms."""
-
-    def shift(delta: Delta, unit: float, symmetric: bool) -> Method:
-        own = {**run, "t_edit": t_edit, "symmetric": symmetric}
-        return Method(editing.edit, (*start, delta), own, unit=unit)
-
-    def shift_epsilon(unit: float, symmetric: bool) -> Method:
-        own = {**run, "symmetric": symmetric}
-        return Method(baselines.epsilon_shift, (*start, tools.epsilon), own, unit=unit)
-
-    first, unit = next(iter(tools.deltas.values()))
-    own = (
-        {}
-        if tools.own is None
-        else {
-            "Δh, for each face": Method(
-                per_face, (*start, first, tools.own), {**run, "t_edit": t_edit}
-            )
-        }
-    )
-    return own | {
-        **{f"Δh, {name}": shift(d, c, False) for name, (d, c) in tools.deltas.items()},
-        "Δh in both terms": shift(first, unit / r, True),
-        "Δε in P": shift_epsilon(1.0, False),
-        "Δε in both terms": shift_epsilon(1.0 / r, True),
-    }
-
-
-def _others(
-    start: tuple[Generator, Tensor],
-    tools: Tools,
-    run: dict[str, int],
-    t_edit: float,
-    t_boost: float,
-) -> dict[str, Method]:
-    """Moves of x, guidance in the window of h and in its own, and tuning."""
-    generator, latents = start
-    pull, mix = {"t": tools.t_pull}, {"t_mix": t_edit}
-    guides = {
-        title: Method(baselines.guide, (*start, tools.gradient), run | {"t_stop": t}, "scale", 4.0)
-        for title, t in (("classifier guidance", t_edit), ("guidance, longer", t_boost))
-    }
-    return guides | {
-        "pullback of x": Method(bases.pullback_edit, (*start, tools.pull), run | pull, "step"),
-        "latent mixing": Method(
-            baselines.mix_latents, (*start, tools.reference), run | mix, "weight", 0.25, most=1.0
+    methods = _shifts(way, tools, t_edit, r) | {
+        "pullback of x": way(bases.pullback_edit, tools.pull, t=tools.t_pull, dial="step"),
+        "latent mixing": way(
+            baselines.mix_latents, tools.reference, t_mix=t_edit, dial="weight", unit=0.25, most=1.0
         ),
-        "fine-tuning": Method(from_the_middle, (generator, tools.tuned, latents), run, "weight"),
+        "fine-tuning": way(from_the_middle, tools.tuned, dial="weight"),
+    }
+    for title, t in (("classifier guidance", t_edit), ("guidance, longer", t_boost)):
+        methods[title] = way(baselines.guide, tools.gradient, t_stop=t, dial="scale", unit=4.0)
+    return {name: partial(method, keep) for name, method in methods.items()}
+
+
+def _shifts(way: Callable[..., Method], tools: Tools, t_edit: float, r: float) -> dict[str, Method]:
+    """Shifts of h and of ε, in P alone and in both terms."""
+    first, unit = next(iter(tools.deltas.values()))
+    own = {"t_edit": t_edit}
+    found = {f"Δh, {k}": way(editing.edit, d, unit=c, **own) for k, (d, c) in tools.deltas.items()}
+    if tools.own is not None:
+        found["Δh, for each face"] = way(per_face, first, tools.own, **own)
+    own = {"symmetric": True, "unit": 1 / r}
+    return found | {
+        "Δh in both terms": way(editing.edit, first, t_edit=t_edit, **own | {"unit": unit / r}),
+        "Δε in P": way(baselines.epsilon_shift, tools.epsilon),
+        "Δε in both terms": way(baselines.epsilon_shift, tools.epsilon, **own),
     }
 
 
@@ -188,8 +161,8 @@ def per_face(
 
 def from_the_middle(
     generator: Generator,
-    tuned: Generator,
     latents: Tensor,
+    tuned: Generator,
     *,
     steps: int,
     weight: float,

@@ -16,17 +16,6 @@ Delta = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Constant:
-    """The same Δh at every time."""
-
-    change: Tensor
-
-    def __call__(self, h: Tensor, t: int) -> Tensor:
-        """Δh; h gives type and device only."""
-        return self.change.to(h)
-
-
-@dataclass(frozen=True, eq=False)
 class PerStep(Mapping):
     """Δh_t at some times, {t: (channels, height, width)}; called at another, the nearest one."""
 
@@ -78,9 +67,9 @@ class Sum:
         return sum(w * delta(h, t) for w, delta in zip(self.weights, self.deltas, strict=True))
 
 
-def constant(change: Tensor) -> Constant:
+def constant(change: Tensor) -> PerStep:
     """The same Δh at every time; change: (channels, height, width), or one such row per sample."""
-    return Constant(_finite(change, "change"))
+    return PerStep((0,), (_finite(change, "change"),))
 
 
 def per_step(changes: Mapping[int, Tensor]) -> PerStep:

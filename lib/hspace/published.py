@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim
-from lib.faces import attributes, pretrained
-from lib.hspace import editing, schedule, trained
+from lib.faces import pretrained
+from lib.hspace import editing, trained
 from lib.hspace import fits as training
 
 
@@ -138,17 +137,6 @@ def text_direction(setting: Setting, clip_folder: str) -> Tensor:
     return functional.normalize((embed(setting.target) - embed(setting.source)).mean(0), dim=0)
 
 
-def times(
-    generator: Generator, images: Tensor, *, steps: int, cosine: float = 0.9
-) -> tuple[schedule.Curves, int, int]:
-    """Curves on images in [−1, 1], and t_edit and t_boost by the scale-free rule, judge b's d.
-
-    The published thresholds, 0.33 and 1.2, belong to LPIPS and do not transfer.
-    """
-    found = schedule.curves(generator, images, attributes.distance, steps=steps, batch=2)
-    return found, schedule.t_edit(found, cosine=cosine), schedule.t_boost(found)
-
-
 def edit(
     generator: Generator,
     setting: Setting,
@@ -183,8 +171,3 @@ def edit(
     null = torch.stack(rows).mean(0) if rows else torch.zeros_like(cosine)
     plain, edited = (x.clamp(-1, 1).cpu() for x in (found.reconstruction, found.edited))
     return Row(setting, cosine.cpu(), null.cpu(), plain, edited)
-
-
-def samples(generator: Generator, n: int, *, steps: int, seed: int = 0) -> Tensor:
-    """The model's own images (n, 3, h, w), which stand in for a data set that is not at hand."""
-    return ddim(generator, generator.noise(n, seed), steps=steps).clamp(-1, 1)

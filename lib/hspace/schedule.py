@@ -14,22 +14,13 @@ from lib.diffusion.sampling import CLEAN, downward, in_batches, invert, predicte
 class Curves(NamedTuple):
     """Mean distances from the clean image along its inversion, (S,) each, at rising `times`.
 
-    prediction: d(x, P_t); noisy: d(x, x_t).
+    prediction: d(x, P_t); its fall from T to t is the editing strength, what an edit from T to t
+    can change. noisy: d(x, x_t), the quality deficiency.
     """
 
     times: Tensor
     prediction: Tensor
     noisy: Tensor
-
-    @property
-    def strength(self) -> Tensor:
-        """Editing strength xi_t = d(x, P_T) - d(x, P_t), what an edit from T to t can change."""
-        return self.prediction[-1] - self.prediction
-
-    @property
-    def deficiency(self) -> Tensor:
-        """Quality deficiency gamma_t = d(x, x_t)."""
-        return self.noisy
 
 
 def curves(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lib.diffusion.models import Generator
 from lib.hspace.deltas import Delta
 
-Rows = Sequence[bool] | Sequence[int] | slice | None
 MIDDLE = "mid_block"
 _shifted: WeakSet[nn.Module] = WeakSet()
 
@@ -40,13 +39,13 @@ def capture(generator: Generator, *, layer: str = MIDDLE) -> Iterator[dict[int, 
 
 @contextmanager
 def inject(
-    generator: Generator, delta: Delta, *, rows: Rows = None, layer: str = MIDDLE
+    generator: Generator, delta: Delta, *, rows: Sequence[bool] | None = None, layer: str = MIDDLE
 ) -> Iterator[None]:
     """Shift h by delta(h, t) in every pass of the network, h <- h + Δh, until the block ends.
 
     delta maps h (n, channels, height, width) and an integer time to Δh of that shape, or of one
-    sample's. rows: which rows of the network's batch are shifted, as a slice, indices, or booleans;
-    booleans are repeated where guidance makes the batch larger. layer: as in `capture`.
+    sample's. rows: which rows of the network's batch are shifted, booleans, repeated where guidance
+    makes the batch larger. layer: as in `capture`.
     Raises ValueError for a second injection on the same U-Net, a model without the block, and a Δh
     of another shape or trained on another model.
     """
@@ -186,21 +185,12 @@ def _one_time(t: Tensor | int) -> int:
     return int(times.pop())
 
 
-def _mask(rows: Rows, n: int) -> Tensor:
-    """Booleans (n,) of the chosen rows."""
-    index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
-    if not isinstance(rows, slice) and index.dtype == torch.bool:
-        if index.ndim != 1 or len(index) == 0 or n % len(index):
-            raise ValueError(f"rows has {index.numel()} booleans for a batch of {n}; give {n}")
-        return index.repeat(n // len(index))
-    mask = torch.zeros(n, dtype=torch.bool)
-    try:
-        mask[index] = True
-    except IndexError as error:
-        raise ValueError(f"rows = {rows} does not fit a batch of {n}; choose 0 ... {n - 1}") from (
-            error
-        )
-    return mask
+def _mask(rows: Sequence[bool], n: int) -> Tensor:
+    """Booleans (n,) of the chosen rows, repeated where guidance makes the batch larger."""
+    chosen = torch.as_tensor(rows)
+    if chosen.ndim != 1 or chosen.dtype != torch.bool or not len(chosen) or n % len(chosen):
+        raise ValueError(f"rows = {rows} for a batch of {n}: give {n} booleans")
+    return chosen.repeat(n // len(chosen))
 
 
 def _fitting(change: Tensor, h: Tensor) -> Tensor:

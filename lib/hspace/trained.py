@@ -1,4 +1,4 @@
-"""Trained ways to a Δh (Kwon et al. 2023): f_t, and one free Δh per timestep.
+"""The trained way to a Δh, f_t (Kwon et al. 2023).
 
 Averages over samples are in `means`, directions that need no training in `bases`.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.diffusion import folders
-from lib.diffusion.models import Generator, unit_normal
+from lib.diffusion.models import Generator
 from lib.diffusion.sampling import ddim, predicted, update
 from lib.hspace import schedule, taps
 
@@ -25,7 +25,7 @@ class DeltaBlock(nn.Module):
     """f_t(h) = W_2 swish(GroupNorm(W_1 h + L swish(temb(t)))) for one attribute; W_i mix channels.
 
     temb is the frozen network's own time embedding, m wide; there is no residual. 2 C^2 + 5 C + m C
-    weights, 28,128 at C = m = 96. zero: start from Δh = 0 instead of the paper's random Δh.
+    weights, 28,128 at C = m = 96, random at the start, as in the paper.
     Once trained it carries t_edit, where its window ends, and trained_steps (see `deltas`).
     layer: where it is trained, as in `taps.capture`.
     """
@@ -37,7 +37,6 @@ class DeltaBlock(nn.Module):
         self,
         generator: Generator,
         *,
-        zero: bool = False,
         seed: int = 0,
         layer: str = taps.MIDDLE,
     ) -> None:
@@ -55,15 +54,14 @@ class DeltaBlock(nn.Module):
             groups = min(math.gcd(32, channels), max(channels // 2, 1))
             self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
             self.last = nn.Conv2d(channels, channels, 1)
-        if zero:
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)
         self.to(generator.device, generator.dtype)
 
     @property
     def weight_hash(self) -> str:
         """SHA-256 (16 hex digits) of the weights, of their model and of what the shift carries."""
-        return _hash_of(self)
+        carried = (self.t_edit, self.trained_steps)
+        known = [repr(carried)] if carried != (None, None) else []
+        return folders.weight_hash(self.state_dict().items(), *sorted(self.owners), *known)
 
     def forward(self, h: Tensor, t: int) -> Tensor:
         """Δh of the shape of h, (n, C, height, width), at one training time."""
@@ -82,41 +80,13 @@ class DeltaBlock(nn.Module):
             return embed(project(torch.tensor([t], device=weight.device)).to(weight.dtype))
 
 
-class DirectDelta(nn.Module):
-    """Δh itself as the parameter, one for each of `times`, the nearest time's where t is another.
+def directional_loss(cosine: Tensor) -> Tensor:
+    """−log((1 + cos(change of the image, change of the text)) / 2), elementwise.
 
-    It starts at 0.2 N(0, 1). A single time gives one Δh for all t. It carries what f_t does.
+    The form of the released code, −log(1 − L / 2) of the paper's L = 1 − cos. The cosine, not the
+    loss, is what grows with the edit.
     """
-
-    t_edit: float | None
-    trained_steps: int | None
-
-    def __init__(self, generator: Generator, times: Sequence[int], *, seed: int = 0) -> None:
-        super().__init__()
-        shape = taps.h_shape(generator)
-        start = torch.stack([0.2 * unit_normal(shape, seed, int(t)) for t in times])
-        self.times = [int(t) for t in times]
-        self.owners = frozenset({generator.weight_hash})
-        self.t_edit, self.trained_steps = None, None
-        self.change = nn.Parameter(start.to(generator.device, generator.dtype))
-
-    @property
-    def weight_hash(self) -> str:
-        """SHA-256 (16 hex digits) of the changes, of their model and of what the shift carries."""
-        return _hash_of(self)
-
-    def forward(self, h: Tensor, t: int) -> Tensor:
-        """Δh_t of one sample, (channels, height, width)."""
-        return self.change[min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))]
-
-
-def directional_loss(cosine: Tensor, *, logarithm: bool = True) -> Tensor:
-    """Directional CLIP loss, from cos(change of the image, change of the text), elementwise.
-
-    L_dir = 1 - cos is the paper's form, -log(1 - L_dir / 2) that of its released code. The cosine,
-    not the loss, is what grows with the edit.
-    """
-    return -((1 + cosine) / 2).clamp(min=1e-6).log() if logarithm else 1 - cosine
+    return -((1 + cosine) / 2).clamp(min=1e-6).log()
 
 
 def train(
@@ -134,46 +104,42 @@ def train(
     rate: float = 0.2,
     clip_weight: float = 0.8,
     recon_weight: float = 3.0,
-    logarithm: bool = True,
-    source: str = "image",
     checkpoint: str | Path | None = None,
     **text: object,
 ) -> list[dict[str, float]]:
-    """Fit f_t, or direct parameters, in place by directional CLIP and L1; one row per batch.
+    """Fit f_t in place by directional CLIP and L1; one row per batch.
 
     Loss at each t: clip_weight `directional_loss` + recon_weight |P_t^edit - P_t^source|_1 (mean),
     Asyrp Eq. 9. Each batch walks from the noisiest time down to t_edit with one SGD step per time,
     detached in between; the rate falls tenfold every three passes. Δh carries t_edit and steps on.
     latents: (n, *latent_shape); images: their clean sources where these are real (default: their
     own DDIM samples). encode: images (n, c, h, w) -> embeddings (n, d), differentiable; direction:
-    (d,) in text space. recon_weight is 3 cos(source text, target text) in the paper. source:
-    "image" measures the change of the image from the clean one (released code), "prediction" from
-    P_t^source (paper). text: prompt, guidance, negative, class_labels.
+    (d,) in text space. recon_weight is 3 cos(source text, target text) in the paper. The change of
+    the image is that from the clean one, as in the released code. text: prompt, guidance, negative,
+    class_labels.
     checkpoint: a file written after every batch and read at the start, so that a stopped training
     goes on; `load` reads it too. Rows hold "pass", "row", and means over t of "loss", "cosine" and
     "distance". Raises ValueError for a checkpoint of another training, a loss that is not finite.
     """
-    if source not in ("image", "prediction"):
-        raise ValueError(f"source = {source!r}: choose 'image' or 'prediction'")
     pairs = schedule.edit_steps(generator, steps, t_edit)
-    settings = [steps, t_edit, batch, rate, clip_weight, recon_weight, logarithm, source, text]
+    settings = [steps, t_edit, batch, rate, clip_weight, recon_weight, text]
     given = {"latents": latents, "direction": direction}.items()
     key = folders.weight_hash(given, generator.weight_hash, repr(settings))
     history = _resume(delta, checkpoint, key)
     delta.t_edit, delta.trained_steps = t_edit, steps
-    if images is None and source == "image":
+    if images is None:
         images = ddim(generator, latents, steps=steps, **text)
     optimiser = torch.optim.SGD(delta.parameters(), lr=rate)
 
     def score(edited: Tensor, clean: Tensor, target: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            before = encode(clean if source == "image" else generator.decode(target))
+            before = encode(clean)
         change = encode(generator.decode(edited)) - before
         if bool((change.detach().norm(dim=-1) < 1e-5 * before.norm(dim=-1)).any()):
-            raise ValueError("Δh changes no image yet: start from zero=False or use source='image'")
+            raise ValueError("Δh changes no image: start from another seed, or a larger Δh")
         cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
         apart = functional.l1_loss(edited, target)
-        loss = clip_weight * directional_loss(cosine, logarithm=logarithm).mean()
+        loss = clip_weight * directional_loss(cosine).mean()
         return {"loss": loss + recon_weight * apart, "cosine": cosine.mean(), "distance": apart}
 
     work = [(p, i) for p in range(passes) for i in range(0, len(latents), batch)]
@@ -181,8 +147,8 @@ def train(
         rows = slice(i, i + batch)
         for group in optimiser.param_groups:
             group["lr"] = rate * 0.1 ** (p // 3)
-        clean = None if images is None else images[rows]
-        means = _walk(generator, delta, latents[rows], clean, pairs, score, optimiser, text)
+        walked = latents[rows], images[rows], pairs
+        means = _walk(generator, delta, *walked, score, optimiser, text)
         history.append({"pass": p, "row": i, **means})
         if checkpoint is not None:
             save(delta, checkpoint, training=key, history=history)
@@ -193,9 +159,9 @@ def _walk(
     generator: Generator,
     delta: nn.Module,
     x: Tensor,
-    clean: Tensor | None,
+    clean: Tensor,
     pairs: Sequence[tuple[int, int]],
-    score: Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]],
+    score: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
     optimiser: torch.optim.Optimizer,
     text: Mapping[str, object],
 ) -> dict[str, float]:
@@ -275,9 +241,3 @@ def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[d
         raise ValueError(f"{checkpoint} belongs to another training; remove it, or name a new file")
     delta.load_state_dict(state)
     return json.loads(notes["history"])
-
-
-def _hash_of(delta: DeltaBlock | DirectDelta) -> str:
-    carried = (delta.t_edit, delta.trained_steps)
-    known = [repr(carried)] if carried != (None, None) else []
-    return folders.weight_hash(delta.state_dict().items(), *sorted(delta.owners), *known)

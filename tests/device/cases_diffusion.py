@@ -141,12 +141,12 @@ def known(on):
     """A reference of two pictures, and how far they are from it."""
     own, z = pixel(on)
     found = familiar.reference(own, on(faces()))
-    return found[:2], familiar.distances(own, on(faces()), on(z), found)
+    return found[:2], familiar.strangeness(own, on(faces()), on(z), found)
 
 
 def warned(on):
     own, z = pixel(on)
-    one = familiar.Reference(torch.zeros(6).double(), torch.eye(6).double(), 1e9)
+    one = familiar.Reference(torch.zeros(5).double(), torch.eye(5).double(), 1e9, 1e9)
     return familiar.warn(own, on(faces()), on(z), one)
 
 
@@ -156,9 +156,9 @@ def batches(on):
 
 
 CASES |= {
-    "diffusion.familiar.statistics": lambda on: familiar.statistics(*on([faces()] * 3)),
+    "diffusion.familiar.statistics": lambda on: familiar.statistics(on(faces())),
     "diffusion.familiar.reference": known,
-    "diffusion.familiar.distances": known,
+    "diffusion.familiar.strangeness": known,
     "diffusion.familiar.warn": warned,
     "diffusion.folders.weight_hash": lambda on: folders.weight_hash([("x", on(faces()))]),
     "diffusion.images.read": saved,
@@ -241,4 +241,6 @@ EXCEPTIONS |= {
     "diffusion.sampling.deviation": NUMBERS,
 }
 FEW = "a few numbers of each image, compared on the CPU"
-ON_CPU |= {f"diffusion.familiar.{name}": FEW for name in ("reference", "distances", "warn")}
+ON_CPU |= {
+    f"diffusion.familiar.{name}": FEW for name in ("statistics", "reference", "strangeness", "warn")
+}

@@ -67,7 +67,7 @@ def epsilon_changes(on):
 
 def captured(on):
     generator, z = model(on)
-    with hspace.capture(generator) as h, hspace.inject(generator, constant(on), rows=[0]):
+    with hspace.capture(generator) as h, hspace.inject(generator, constant(on), rows=[True, False]):
         generator.epsilon(z, 500)
     with hspace.inject(generator, steps(on), rows=[True, False]):
         return h, generator.epsilon(z, 500)
@@ -86,11 +86,10 @@ def tuned(on):
     return generator, found, z
 
 
-def block(on, kind=trained.DeltaBlock, **options):
-    """A trained f_t or Δh, its history and what it gives."""
+def block(on, **options):
+    """A trained f_t, its history and what it gives."""
     generator, z = model(on)
-    times = () if kind is trained.DeltaBlock else ([999, 0],)
-    delta = kind(generator, *times)
+    delta = trained.DeltaBlock(generator)
     rows = trained.train(generator, delta, z, encode, direction(on), batch=1, **RUN, **options)
     with torch.no_grad():
         return generator, delta, rows, delta(on(H), 999)
@@ -118,34 +117,14 @@ def towards_smile(on, function, **options):
 
 def of_fit(on):
     generator, _ = model(on)
-    fit = towards_smile(on, fits.fit_block, direct=True, **RUN)
-    return fits.block_of(generator, fit, direct=True, **RUN)(on(H), 999)
-
-
-def classifier(on):
-    network = fits.NoisyClassifier({"mouth": 4}, width=8)
-    classes = len(fits.avatars.CLASSES["mouth"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = fits.NoisyClassifier({"mouth": classes}, width=8)
-    x = on(judge.resize(faces(), 32))
-    return on(network), fits.ClassGradient(network, tiny().alphas, "smile"), x
-
-
-def noisy_logits(on):
-    network, _, x = classifier(on)
-    return network(x, on(torch.tensor([0.2, 0.8])))
-
-
-def class_gradient(on):
-    _, own, x = classifier(on)
-    return own(x, 300)
+    fit = towards_smile(on, fits.fit_block, **RUN)
+    return fits.block_of(generator, fit, **RUN)(on(H), 999)
 
 
 def curves(on):
     generator, _ = model(on)
     found = schedule.curves(generator, faces(), attributes.distance, steps=3)
-    return found, found.strength, schedule.t_edit(found), schedule.t_boost(found)
+    return found, schedule.t_edit(found), schedule.t_boost(found)
 
 
 def labelled(on):
@@ -208,7 +187,7 @@ CASES |= {
         *model(on), epsilon_changes(on), steps=2, symmetric=True
     ),
     "hspace.baselines.mix_latents": lambda on: baselines.mix_latents(
-        *model(on), model(on)[1][:1], steps=2, t_mix=500, weight=0.3, coarse=2
+        *model(on), model(on)[1][:1], steps=2, t_mix=500, weight=0.3
     ),
     "hspace.baselines.guide": lambda on: baselines.guide(*model(on), gradient, steps=2, scale=2.0),
     "hspace.baselines.fine_tune": lambda on: tuned(on)[1].unet.conv_in.weight,
@@ -225,9 +204,6 @@ CASES |= {
     "hspace.bases.project": lambda on: bases.project(on(H[0]), on([H[1], H[2]])),
     "hspace.bases.jacobian_directions": lambda on: plain_bases(on, bases.jacobian_directions),
     "hspace.bases.pullback_basis": lambda on: plain_bases(on, bases.pullback_basis),
-    "hspace.bases.pullback_move": lambda on: bases.pullback_move(
-        *model(on), 500, model(on)[1][0], step=0.1, reach=0.5, repeats=2
-    ),
     "hspace.bases.pullback_edit": lambda on: bases.pullback_edit(
         *model(on), model(on)[1][0] / 30, steps=2, t=999, step=0.1, repeats=2
     ),
@@ -245,14 +221,13 @@ CASES |= {
     ),
     "hspace.contest.ways": ways,
     "hspace.contest.from_the_middle": lambda on: contest.from_the_middle(
-        *tuned(on), steps=2, weight=0.5
+        *[tuned(on)[i] for i in (0, 2, 1)], steps=2, weight=0.5
     ),
     "hspace.contest.per_face": lambda on: contest.per_face(
         *model(on), constant(on), torch.tensor([0.5, 0.0]), strength=2.0, t_edit=500, **STEPS
     ),
     "hspace.contest.sweep": swept_way,
     "hspace.contest.gain_at_distance": moved,
-    "hspace.deltas.Constant": lambda on: hspace.constant(CHANGE)(on(H), 3),
     "hspace.deltas.PerStep": lambda on: hspace.per_step({3: CHANGE})(on(H), 4),
     "hspace.deltas.Sum": lambda on: hspace.combine({constant(on): 1.0, steps(on): 2.0})(on(H), 9),
     "hspace.deltas.constant": lambda on: constant(on).change,
@@ -278,15 +253,12 @@ CASES |= {
     "hspace.editing.reconstruct": lambda on: hspace.reconstruct(*model(on), t_boost=400, **STEPS),
     "hspace.fits.text_direction": lambda on: fits.text_direction("smile", device=on.device),
     "hspace.fits.encode": lambda on: fits.encode(on(faces())),
-    "hspace.fits.margin": lambda on: fits.margin(on(faces()), "smile"),
     "hspace.fits.Enough": lambda on: fits.Enough("smile")(on(faces())),
     "hspace.fits.fit_block": lambda on: towards_smile(on, fits.fit_block, **RUN)[:2],
     "hspace.fits.block_of": of_fit,
     "hspace.fits.fit_whole": lambda on: towards_smile(
         on, fits.fit_whole, steps=2, t_start=500, short=2
     ).state["conv_in.weight"],
-    "hspace.fits.NoisyClassifier": noisy_logits,
-    "hspace.fits.ClassGradient": class_gradient,
     "hspace.means.mean_over_samples": lambda on: means.mean_over_samples(
         *model(on), constant(on), progress=False, **RUN
     ),
@@ -299,9 +271,7 @@ CASES |= {
     "hspace.means.agreement": lambda on: means.agreement(steps(on), steps(on)),
     "hspace.means.mean_epsilon": lambda on: means.mean_epsilon(*model(on), constant(on), **RUN),
     "hspace.published.encoder": embedded,
-    "hspace.published.times": lambda on: published.times(model(on)[0], faces(), steps=3)[0],
     "hspace.published.edit": published_edit,
-    "hspace.published.samples": lambda on: published.samples(model(on)[0], 1, steps=2),
     "hspace.schedule.curves": curves,
     "hspace.schedule.t_edit": curves,
     "hspace.schedule.t_boost": curves,
@@ -310,7 +280,6 @@ CASES |= {
     "hspace.taps.shared_encoder": shared,
     "hspace.taps.h_shape": lambda on: hspace.h_shape(model(on)[0]),
     "hspace.trained.DeltaBlock": lambda on: block(on)[2:],
-    "hspace.trained.DirectDelta": lambda on: block(on, trained.DirectDelta)[2:],
     "hspace.trained.directional_loss": lambda on: trained.directional_loss(on(H)),
     "hspace.trained.train": resumed,
     "hspace.trained.save": kept,
@@ -322,7 +291,7 @@ EXCEPTIONS |= {
     "hspace.deltas.finite_number": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
-    "hspace.fits.train_classifier": "trains on the CPU; `ClassGradient` moves it",
+    "hspace.fits.probes": "from drawn faces to a file, on the CPU",
     "hspace.published.data_set": NUMBERS,
     "hspace.published.text_direction": "texts in; `published.edit` moves what comes out",
     "hspace.schedule.edit_steps": NUMBERS,
@@ -334,7 +303,6 @@ ON_CPU |= {
     "hspace.schedule.curves": CURVES,
     "hspace.schedule.t_edit": CURVES,
     "hspace.schedule.t_boost": CURVES,
-    "hspace.published.times": CURVES,
     "hspace.contest.gain_at_distance": "scores are collected on the CPU, image by image",
     "hspace.published.edit": "images to look at and cosines of each image come out on the CPU",
 }
@@ -347,7 +315,6 @@ DESCENTS |= {
     "hspace.fits.fit_whole",
     "hspace.published.edit",
     "hspace.trained.DeltaBlock",
-    "hspace.trained.DirectDelta",
     "hspace.trained.load",
     "hspace.trained.save",
     "hspace.trained.train",

@@ -78,11 +78,6 @@ def test_mixing_goes_from_the_plain_image_to_the_reference(gaussian):
     torch.testing.assert_close(none, plain)
     full = baselines.mix_latents(gaussian, x, reference, weight=1.0, **run)
     torch.testing.assert_close(full, target.expand_as(full))
-    coarse = baselines.mix_latents(gaussian, x, reference, weight=1.0, coarse=4, **run)
-    # this denoiser is affine in each pixel: the means come from the reference, the rest stays
-    centre = lambda image: image.mean((2, 3), keepdim=True)  # noqa: E731
-    torch.testing.assert_close(centre(coarse), centre(target).expand(3, -1, -1, -1))
-    torch.testing.assert_close(coarse - centre(coarse), plain - centre(plain))
 
 
 def test_fine_tuning_moves_a_copy_towards_the_text(pixel):
