@@ -133,7 +133,7 @@ bench: ready ## every speed claim against its baseline, in one run
 	"$(PYTHON)" -m benchmarks
 
 lab: ready ## open working copies of the notebooks in JupyterLab; ARGS="--no-browser --port 9999"
-	"$(PYTHON)" -m lib.kit.lab $(ARGS)
+	"$(PYTHON)" -m book.lab $(ARGS)
 
 html: ready ## a page of each notebook in build/html/, every figure with its alternative text
 	"$(PYTHON)" -m book.exports html

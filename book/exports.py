@@ -18,8 +18,8 @@ from jinja2 import DictLoader
 from nbconvert import HTMLExporter, SlidesExporter
 from nbformat import NotebookNode
 
-from book import teaching
-from lib.kit import lab, session, stamps
+from book import lab, teaching
+from lib.kit import session, stamps
 
 SLIDES = ("01", "04", "06")
 ALT = """{%- block data_png scoped -%}
@@ -33,6 +33,9 @@ SLIDES_TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}
 <script>MathJax = {tex: {inlineMath: [["$", "$"]], processEscapes: true}}</script>
 <script src="offline/mathjax/tex-svg.js"></script>
+{%- endblock -%}
+{%- block html_head_css -%}
+<style>:root { --r-heading-text-transform: none; --r-main-font-size: 28px }</style>
 {%- endblock -%}
 {%- block footer_js -%}
 <script src="offline/dist/reveal.js"></script>
@@ -88,8 +91,10 @@ def _slide_type(cell: NotebookNode) -> str:
 
 
 def _first_words(cell: NotebookNode) -> str:
-    """The heading and the paragraph below it."""
-    return "\n\n".join(cell.source.split("\n\n")[:2])
+    """The heading, the paragraph below it, and the formula that this leads to."""
+    head, *rest = cell.source.split("\n\n")
+    formula = [part for part in rest[1:2] if part.startswith("$$")]
+    return "\n\n".join([head, *rest[:1], *formula])
 
 
 def write_slides(names: Iterable[str]) -> list[Path]:

@@ -24,7 +24,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from lib.kit import lab, session, stamps
+from book import lab
+from lib.kit import session, stamps
 
 EXERCISE = re.compile(r"\*\*(\d+) \((predict|change|derive)\)\.\*\*")
 PREDICTION = re.compile(r"\*\*Predict first[.:]?\*\*")

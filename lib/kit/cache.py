@@ -29,9 +29,10 @@ import torch
 from lib.kit import codec, digests, session
 from lib.kit.digests import weights
 
-__all__ = ["cached", "folder", "key", "path", "weights"]
+__all__ = ["cached", "key", "path", "weights"]
 
 VERSIONED = ("numpy", "scipy", "numba", "torch", "diffusers", "transformers", "resvg-py")
+ABSENT = "absent"
 _first_seen: dict[digests.Reference, str] = {}
 _library = digests.Library()
 
@@ -69,11 +70,6 @@ def path(function: Callable, /, *args, **kwargs) -> Path:
     return _entry(*_flatten(function, args, kwargs))[0]
 
 
-def folder() -> Path:
-    """Return the cache folder (`KIT_CACHE`, or cache/ under the root)."""
-    return session.cache_folder()
-
-
 def _flatten(function: Callable, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict]:
     """Unpack partial application, so that equal calls share a key."""
     while isinstance(function, functools.partial):
@@ -97,7 +93,9 @@ def _entry(function: Callable, args: tuple, kwargs: dict) -> tuple[Path, dict[st
     }
     digest = _digest([call, context], sink.arrays)
     name = getattr(function, "__qualname__", "object")  # without a module, which may be renamed
-    return folder() / name.replace("<", "").replace(">", "") / f"{digest}.npz", local_functions
+    return session.cache_folder() / name.replace("<", "").replace(
+        ">", ""
+    ) / f"{digest}.npz", local_functions
 
 
 def _bind(function: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -205,17 +203,16 @@ def _lib_names(code: CodeType, outer: dict[str, object]) -> Iterator[str]:
     for part in _nested(code):
         steps = [(step.opname, step.argval) for step in dis.get_instructions(part)]
         for k, (operation, name) in enumerate(steps):
-            following = (
-                ("IMPORT_FROM",) if operation == "IMPORT_NAME" else ("LOAD_ATTR", "LOAD_METHOD")
-            )
+            rest = steps[k + 1 :]
             if operation in ("LOAD_GLOBAL", "LOAD_NAME") and _is_lib_module(outer.get(name)):
-                yield _resolved(outer[name].__name__, _run_of(steps[k + 1 :], following))
+                taken = _run_of(rest, "LOAD_ATTR", "LOAD_METHOD")
+                yield _resolved(outer[name].__name__, taken)
             elif operation == "IMPORT_NAME" and _in_lib(name):
-                taken = _run_of([s for s in steps[k + 1 :] if "STORE" not in s[0]], following)
+                taken = _run_of([s for s in rest if "STORE" not in s[0]], "IMPORT_FROM")
                 yield from (_resolved(name, [item]) for item in taken) if taken else [f"{name}:"]
 
 
-def _run_of(steps: list[tuple[str, object]], operations: tuple[str, ...]) -> list[str]:
+def _run_of(steps: list[tuple[str, object]], *operations: str) -> list[str]:
     """What the first steps name, as long as they are one of the operations."""
     return [name for _, name in itertools.takewhile(lambda step: step[0] in operations, steps)]
 
@@ -262,15 +259,16 @@ def _model_names(tree: object) -> set[str]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    installed = {"python": "{}.{}".format(*sys.version_info)}
-    for name in VERSIONED:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = "absent"
     lock = session.root() / "requirements.lock"
-    installed["lock"] = digests.file_sha256(lock) if lock.is_file() else "absent"
-    return installed
+    own = "{}.{}".format(*sys.version_info), digests.file_sha256(lock) if lock.is_file() else ABSENT
+    return dict(zip(("python", "lock"), own, strict=True)) | {n: _version(n) for n in VERSIONED}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ABSENT
 
 
 def _digest(tree: object, arrays: list[np.ndarray]) -> str:

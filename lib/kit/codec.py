@@ -21,9 +21,8 @@ TRUSTED = ("lib", "numpy", "scipy", "torch", "math", "operator")
 class Sink:
     """What one encoding collects: the arrays in order of appearance, and the names it uses.
 
-    A name is `module:definition`, or `module:` for a module as a whole.
-
-    `replace` sees every value first; what it returns, unless None, stands for the value.
+    A name is `module:definition`, or `module:` for a module. `replace` sees every value first; what
+    it returns, unless None, stands for the value.
     """
 
     arrays: list[np.ndarray] = field(default_factory=list)
@@ -34,8 +33,8 @@ class Sink:
 def name_of(thing: object, below: tuple[str, ...] | None = None) -> str | None:
     """Return `module:qualname` of a class or function that can be imported by it, else None.
 
-    Only names `below` the given packages count, by default the trusted ones; an empty tuple stands
-    for all but `__main__`.
+    Only names `below` the given packages count, by default the trusted ones; () stands for all but
+    `__main__`.
     """
     below = TRUSTED if below is None else below
     module = getattr(thing, "__module__", None) or "__main__"
@@ -170,93 +169,52 @@ def _read_dataclass(body: list, read: Callable) -> object:
     return value
 
 
-def _write_partial(value: functools.partial, sink: Sink) -> list:
-    return [encode(part, sink) for part in (value.func, value.args, dict(value.keywords))]
-
-
-def _read_partial(body: list, read: Callable) -> functools.partial:
-    function, arguments, keywords = map(read, body)
-    return functools.partial(function, *arguments, **keywords)
+def _text(value: object, sink: Sink) -> str:
+    return str(value).removeprefix("torch.")
 
 
 def _is(*kinds: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kinds)
 
 
-def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-# tag: (does it apply, value -> body, body -> value); the first that applies is taken.
+# tag: (does it apply, (value, sink) -> body, (body, read, arrays) -> value); the first is taken.
 FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
-    "scalar": (
-        _is(np.generic),
-        lambda value, sink: _put(np.asarray(value), sink),
-        lambda body, read, arrays: arrays[body][()],
-    ),
-    "bytes": (
-        _is(bytes),
-        lambda value, sink: value.hex(),
-        lambda body, read, arrays: bytes.fromhex(body),
-    ),
+    "scalar": (_is(np.generic), lambda v, s: _put(np.asarray(v), s), lambda b, r, a: a[b][()]),
+    "bytes": (_is(bytes), lambda v, s: v.hex(), lambda b, r, a: bytes.fromhex(b)),
     "namedtuple": (
-        lambda value: isinstance(value, tuple) and hasattr(value, "_fields"),
-        lambda value, sink: [_named(type(value), sink), [encode(item, sink) for item in value]],
-        lambda body, read, arrays: _look_up(body[0])(*map(read, body[1])),
+        lambda v: isinstance(v, tuple) and hasattr(v, "_fields"),
+        lambda v, s: [_named(type(v), s), [encode(item, s) for item in v]],
+        lambda b, r, a: _look_up(b[0])(*map(r, b[1])),
     ),
     "tuple": (
-        lambda value: type(value) is tuple,
-        lambda value, sink: [encode(item, sink) for item in value],
-        lambda body, read, arrays: tuple(map(read, body)),
+        lambda v: type(v) is tuple,
+        lambda v, s: [encode(item, s) for item in v],
+        lambda b, r, a: tuple(map(r, b)),
     ),
     "dict": (
-        lambda value: type(value) is dict,
+        lambda v: type(v) is dict,
         _write_dict,
-        lambda body, read, arrays: {key: read(item) for key, item in body.items()},
+        lambda b, r, a: {key: r(item) for key, item in b.items()},
     ),
-    "array": (
-        lambda value: type(value) is np.ndarray,
-        _put,
-        lambda body, read, arrays: arrays[body],
-    ),
-    "tensor": (
-        _is(torch.Tensor),
-        _write_tensor,
-        lambda body, read, arrays: _read_tensor(body, arrays),
-    ),
-    "dtype": (
-        _is(torch.dtype),
-        lambda value, sink: str(value).removeprefix("torch."),
-        lambda body, read, arrays: getattr(torch, body),
-    ),
-    "device": (
-        _is(torch.device),
-        lambda value, sink: str(value),
-        lambda body, read, arrays: torch.device(body),
-    ),
+    "array": (lambda v: type(v) is np.ndarray, _put, lambda b, r, a: a[b]),
+    "tensor": (_is(torch.Tensor), _write_tensor, lambda b, r, a: _read_tensor(b, a)),
+    "dtype": (_is(torch.dtype), _text, lambda b, r, a: getattr(torch, b)),
+    "device": (_is(torch.device), _text, lambda b, r, a: torch.device(b)),
     "partial": (
         _is(functools.partial),
-        _write_partial,
-        lambda body, read, arrays: _read_partial(body, read),
+        lambda v, s: [encode(part, s) for part in (v.func, v.args, dict(v.keywords))],
+        lambda b, r, a: functools.partial(r(b[0]), *r(b[1]), **r(b[2])),
     ),
     "method": (
         inspect.ismethod,
-        lambda value, sink: [encode(value.__self__, sink), value.__name__],
-        lambda body, read, arrays: getattr(read(body[0]), body[1]),
+        lambda v, s: [encode(v.__self__, s), v.__name__],
+        lambda b, r, a: getattr(r(b[0]), b[1]),
     ),
-    "network": (
-        _is(torch.nn.Module),
-        _write_network,
-        lambda body, read, arrays: _read_network(body, read),
-    ),
+    "network": (_is(torch.nn.Module), _write_network, lambda b, r, a: _read_network(b, r)),
     "dataclass": (
-        _is_record,
+        lambda v: dataclasses.is_dataclass(v) and not isinstance(v, type),
         _write_dataclass,
-        lambda body, read, arrays: _read_dataclass(body, read),
+        lambda b, r, a: _read_dataclass(b, r),
     ),
-    "function": (
-        callable,
-        _named,
-        lambda body, read, arrays: _look_up(body),
-    ),
+    "function": (callable, _named, lambda b, r, a: _look_up(b)),
 }

@@ -37,20 +37,8 @@ from lib.kit import session, syntax
 from lib.kit.syntax import Reference
 
 LIBRARY = Path(__file__).resolve().parents[1]
-KEEPERS = frozenset(
-    f"lib.kit.{name}"
-    for name in (
-        "cache",
-        "claims",
-        "codec",
-        "digests",
-        "pools",
-        "progress",
-        "session",
-        "stamps",
-        "syntax",
-    )  # fmt: skip
-)
+KEEPING = "cache claims codec digests pools progress session stamps syntax"
+KEEPERS = frozenset(f"lib.kit.{name}" for name in KEEPING.split())
 ALWAYS = "*"  # what counts of a module as soon as anything of it does
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 NO_WEIGHTS = ("metrics.json", "provenance.json")
@@ -252,15 +240,11 @@ def weights(name_or_path: str | Path) -> str:
             f"no weights at {str(name_or_path)!r}: expected a folder with safetensors files, "
             "or the name of one under models/"
         )
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_weight(path)]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.suffix in WEIGHTS and path.name not in NO_WEIGHTS]
     return _weights(folder, tuple((path, _state(path)) for path in files))
 
 
-def _is_weight(path: Path) -> bool:
-    return path.suffix in WEIGHTS and path.name not in NO_WEIGHTS
-
-
 @functools.cache
-def _weights(folder: Path, changed: tuple) -> str:
-    files = [path for path, _ in changed]
-    return sha256(*(s for f in files for s in (str(f.relative_to(folder)), file_sha256(f))))
+def _weights(folder: Path, states: tuple) -> str:
+    return sha256(*(s for f, _ in states for s in (str(f.relative_to(folder)), file_sha256(f))))

@@ -78,15 +78,13 @@ def summary() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit status."""
-    if arguments == ["--stamp"]:
-        print(stamp())
-        return 0
-    if arguments == ["--summary"]:
-        print(summary())
+    if arguments in (["--stamp"], ["--summary"]):
+        print({"--stamp": stamp, "--summary": summary}[arguments[0]]())
         return 0
     if arguments == ["--python"]:
-        print(why_unfit())
-        return int(bool(why_unfit()))
+        found = why_unfit()
+        print(found)
+        return int(bool(found))
     found = problems()
     if found:
         print("this environment does not meet requirements.lock:", *found, sep="\n  ")

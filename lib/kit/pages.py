@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import nbformat
 
-from lib.kit import scorecard, session, stamps
+from lib.kit import results, scorecard, session, stamps
 
 HEAD = ("notebook", "figures", "command", "time and hardware")
 BEGIN, END = "<!-- scorecard -->", "<!-- /scorecard -->"
@@ -26,8 +26,7 @@ All of a notebook's figures come from its one command. Beside each `NAME.png` li
 
 def figure_map() -> str:
     """Return the Markdown table notebook -> figures -> command -> time."""
-    head = "| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD)
-    return "\n".join([head, *(f"| {' | '.join(_row(name))} |" for name in stamps.notebooks())])
+    return results.markdown(HEAD, map(_row, stamps.notebooks()))
 
 
 def _row(name: str) -> Iterator[str]:

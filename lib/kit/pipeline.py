@@ -268,21 +268,17 @@ def rehearse(names: list[str]) -> int:
 
 def _rehearse(name: str) -> None:
     sizes = stamps.read_notebook(name).metadata.get("kit", {}).get("rehearse")
-    if reason := _why_not_rehearsed(sizes):
+    reason = "its metadata has no kit.rehearse (it has no paper-size checkpoints)"
+    if sizes is not None:
+        folders = [v for v in sizes.values() if isinstance(v, str) and v.startswith("cache/")]
+        missing = [folder for folder in folders if not (session.root() / folder).is_dir()]
+        reason = f"{missing[0]} was not written on this machine" if missing else ""
+    if reason:
         print(f"{name}: skipped, {reason}")
         return
     parameters = _checked_parameters(name, "paper", sizes)
     _execute(name, "paper", parameters, stamps.inputs(name, "paper", parameters))
     print(f"{name}: rehearsed, outputs in build/run/paper/{name}")
-
-
-def _why_not_rehearsed(sizes: Mapping | None) -> str:
-    """Reason to leave a notebook out of the rehearsal, "" when there is none."""
-    if sizes is None:
-        return "its metadata has no kit.rehearse (it has no paper-size checkpoints)"
-    folders = [v for v in sizes.values() if isinstance(v, str) and v.startswith("cache/")]
-    missing = [folder for folder in folders if not (session.root() / folder).is_dir()]
-    return f"{missing[0]} was not written on this machine" if missing else ""
 
 
 def verify() -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from cmcrameri import cm
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
@@ -70,7 +71,8 @@ def heatmap(
     if log and center is not None:
         raise ValueError(f"center is {center!r} with log=True: choose one of them")
     norm = LogNorm() if log else Normalize() if center is None else CenteredNorm(center)
-    colours = _colour_map(cmap or ("batlow" if center is None else "vik"))
+    name = cmap or ("batlow" if center is None else "vik")
+    colours = getattr(cm, name, None) or plt.get_cmap(name)
     with plt.style.context(STYLE):
         mesh = ax.pcolormesh(x, y, values.T, shading="nearest", cmap=colours, norm=norm)
         mesh.set_rasterized(True)
@@ -179,10 +181,3 @@ def _show(png: bytes, alt: str) -> None:
     image = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
     display(image, metadata={"image/png": {"alt": alt}}, raw=True)
     display({"text/html": f"<p><small>{html.escape(alt)}</small></p>"}, raw=True)
-
-
-def _colour_map(name: str):
-    """Map of cmcrameri or matplotlib."""
-    from cmcrameri import cm
-
-    return getattr(cm, name, None) or plt.get_cmap(name)

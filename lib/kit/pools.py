@@ -85,11 +85,13 @@ def on_cluster(address: str, items: list, fn: Callable, prepare: Callable) -> It
             other code, weights, versions or another kind of device, and with them another key.
         Exception: what fn raised on a worker, after all the others have finished.
     """
+    import cloudpickle
+
     with _client(address) as client, _token() as token:  # to close the client cancels what waits
-        names = [str(cache.path(fn, item).relative_to(cache.folder())) for item in items]
+        names = [str(cache.path(fn, item).relative_to(session.cache_folder())) for item in items]
         with warnings.catch_warnings():  # of the size of a network, which has to travel
             warnings.filterwarnings("ignore", "Sending large graph")
-            job = client.submit(_unpacked, _packed(fn, prepare, token), pure=False)
+            job = client.submit(_unpacked, cloudpickle.dumps((fn, prepare, token)), pure=False)
             futures = client.map(_remember, items, names, job=job, pure=False)
         yield from _collected(dict(zip(futures, names, strict=True)), client.loop)
 
@@ -114,18 +116,12 @@ def _client(address: str) -> object:
 @contextlib.contextmanager
 def _token() -> Iterator[str]:
     """Name of a file in the cache folder: a worker that sees it shares the folder."""
-    path = cache.folder() / f".shared-{uuid.uuid4().hex}"
+    path = session.cache_folder() / f".shared-{uuid.uuid4().hex}"
     session.write_atomically(path, "")
     try:
         yield path.name
     finally:
         path.unlink(missing_ok=True)
-
-
-def _packed(*parts: object) -> bytes:
-    import cloudpickle
-
-    return cloudpickle.dumps(parts)
 
 
 def _unpacked(parts: bytes) -> tuple:
@@ -143,13 +139,13 @@ def _remember(item: object, name: str, job: tuple) -> bytes | None:
         torch.set_num_threads(1)
         prepare()
         path = cache.path(fn, item)
-        if path != cache.folder() / name:
+        if path != session.cache_folder() / name:
             raise ValueError(
                 "a worker of the cluster would keep this item under another key: give it the same "
                 "checkout, models, package versions and kind of device (CPU or GPU) as the notebook"
             )
         cache.cached(fn, item)
-        return None if (cache.folder() / token).is_file() else path.read_bytes()
+        return None if (session.cache_folder() / token).is_file() else path.read_bytes()
 
 
 def _collected(futures: dict, loop: object) -> Iterator[None]:
@@ -161,7 +157,7 @@ def _collected(futures: dict, loop: object) -> Iterator[None]:
         if future.status != "finished":
             errors.append(future.exception())
         elif (entry := future.result()) is not None:
-            session.write_atomically(cache.folder() / futures[future], entry)
+            session.write_atomically(session.cache_folder() / futures[future], entry)
         yield
     if errors:
         raise errors[0]

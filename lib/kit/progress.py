@@ -21,10 +21,10 @@ def lines(title: str, book: nbformat.NotebookNode) -> Iterator[Callable]:
 
     A line reads "00_models quick: section 3 of 9, Inversion, images 12 of 40, 1 min 20 s".
     """
-    teller = _Teller(title, [text for cell in book.cells for text in _sections(cell)])
     if sys.stderr.isatty():
-        yield teller.no_line
+        yield lambda cell, cell_index: None
         return
+    teller = _Teller(title, [text for cell in book.cells for text in _sections(cell)])
     threading.Thread(target=teller.each_minute, daemon=True).start()
     try:
         yield teller.cell_starts
@@ -43,9 +43,6 @@ class _Teller:
         self.started = self.spoken = time.monotonic()
         self.ended = threading.Event()
 
-    def no_line(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
-        """Stand in for `cell_starts`."""
-
     def cell_starts(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         """Say when the first code cell of a section starts."""
         self.reached += len(_sections(cell))
@@ -60,15 +57,14 @@ class _Teller:
                 self.say()
 
     def say(self) -> None:
-        """Print section, items and time."""
-        self.spoken = time.monotonic()
-        place = [f"section {self.told} of {len(self.sections)}, {self.sections[self.told - 1]}"]
-        parts = [*(place if self.told else ["start"]), *_items(), duration(self.since())]
-        print(f"{self.title}: {', '.join(parts)}", flush=True)
-
-    def since(self) -> float:
-        """Seconds since the notebook started."""
-        return self.spoken - self.started
+        """Print section, the items that the bar of the kernel has noted last, and time."""
+        self.spoken, place = time.monotonic(), "start"
+        if self.told:
+            place = f"section {self.told} of {len(self.sections)}, {self.sections[self.told - 1]}"
+        with contextlib.suppress(OSError, KeyError):
+            noted_last = Path(os.environ["KIT_PROGRESS"]).read_text(encoding="utf-8")
+            place += f", {noted_last}" if noted_last else ""
+        print(f"{self.title}: {place}, {duration(self.spoken - self.started)}", flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -77,15 +73,6 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _items() -> list[str]:
-    """What the bar of the kernel has reached, as `noted` wrote it last."""
-    with contextlib.suppress(OSError, KeyError):
-        return (
-            [text] if (text := Path(os.environ["KIT_PROGRESS"]).read_text(encoding="utf-8")) else []
-        )
-    return []
 
 
 def noted(items: Iterable, label: str, total: int | None) -> Iterator:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lib.kit import session, stamps
@@ -10,19 +10,7 @@ from lib.kit import verdicts as rule
 from lib.kit.claims import CLAIMS, SECOND, Claim
 from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
 
-__all__ = [
-    "CLAIMS",
-    "Bound",
-    "Claim",
-    "Controls",
-    "above",
-    "below",
-    "read",
-    "record",
-    "table",
-    "verdict",
-    "within",
-]
+__all__ = ["CLAIMS", "Bound", "Claim", "Controls", "above", "below", "verdict", "within"]
 
 
 def record(
@@ -87,7 +75,8 @@ def record(
 
 
 def _write(claim: str, row: dict) -> None:
-    path = results_file(session.current().output, session.current().profile)
+    run = session.current()
+    path = run.output / stamps.rows_name(run.profile)
     rows = {**read(path), claim: row}
     ordered = {key: rows[key] for key in CLAIMS if key in rows}
     session.write_atomically(path, json.dumps(ordered, indent=1, allow_nan=False) + "\n")
@@ -147,15 +136,10 @@ def lacks_controls(row: Mapping) -> bool:
     return bool(row["error"]) and not row.get("controls")
 
 
-def results_file(folder: Path, profile: str) -> Path:
-    """Return where a profile keeps its rows: results.json, or results.PROFILE.json."""
-    return folder / (f"results.{profile}.json" if profile in ("full", "paper") else "results.json")
-
-
 def of_this_run() -> dict[str, dict]:
     """Return the rows that the current run and earlier ones of its profile have recorded."""
     run = session.current()
-    return read(results_file(run.output, run.profile))
+    return read(run.output / stamps.rows_name(run.profile))
 
 
 def read(path: Path) -> dict[str, dict]:
@@ -173,22 +157,26 @@ def table(notebook: str):
     lesson, rows = stamps.lesson_of(notebook), of_this_run()
     chosen = {key: row for key, row in rows.items() if CLAIMS[key].notebook == lesson}
     head = ("claim", "paper", "measured", "bound", "trivial", "second route", "verdict")
-    lines = [head, ("---",) * len(head), *(tuple(_cells(row)) for row in chosen.values())]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return Markdown(markdown(head, map(_cells, chosen.values())))
 
 
-def _cells(row: dict) -> Iterator[str]:
-    verdict_text = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
-    shown = (
+def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *lines)]
+    text = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    return (
         row["statement"],
         number_text(row["reported"]),
         measured_text(row),
         str(bound_of(row) or "-"),
         number_text(row["null"]),
         number_text(row["second_route"]),
-        verdict_text,
+        row["verdict"] + (f": {row['reason']}" if row["reason"] else ""),
     )
-    return (text.replace("|", "\\|") for text in shown)
 
 
 def number_text(value: Numbers) -> str:

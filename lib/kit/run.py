@@ -54,8 +54,11 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
         raise ValueError(f"seed is {seed!r}: expected an integer, 0 or larger")
     chosen = {name: _choose(name, values, profile) for name, values in sizes.items()}
     _make_deterministic(seed)
-    warnings.formatwarning = _warning_without_path
-    session.announce(session.Session(notebook, profile, seed, chosen, _output_folder(notebook)))
+    # A warning in a committed output must not name a machine's folder.
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    own = session.root() / "build" / "interactive" / notebook
+    output = Path(os.environ.get("KIT_OUTPUT") or own)
+    session.announce(session.Session(notebook, profile, seed, chosen, output))
     place = [] if _headless() else [f"figures go to build/interactive/{notebook}/"]
     print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen), *place]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,18 +152,8 @@ def _terminal_bar(items: Iterable, label: str, total: int | None) -> Iterable:
         )
 
 
-def _warning_without_path(message, category, *_) -> str:
-    """A warning in a committed output must not name a machine's folder."""
-    return f"{category.__name__}: {message}\n"
-
-
 def _headless() -> bool:
     return bool(os.environ.get("KIT_OUTPUT") or os.environ.get("KIT_PROFILE"))
-
-
-def _output_folder(notebook: str) -> Path:
-    given = os.environ.get("KIT_OUTPUT")
-    return Path(given) if given else session.root() / "build" / "interactive" / notebook
 
 
 def _choose(name: str, values: tuple, profile: str) -> object:
@@ -170,10 +163,7 @@ def _choose(name: str, values: tuple, profile: str) -> object:
 
 
 def _describe(sizes: dict) -> list[str]:
-    texts = (
-        f"{name} {value:,}" if type(value) is int else f"{name} {value}"
-        for name, value in sizes.items()
-    )
+    texts = (f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in sizes.items())
     return [", ".join(texts)] if sizes else []
 
 

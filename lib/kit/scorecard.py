@@ -1,7 +1,7 @@
 """The scorecard: every claim with what was reported, what was measured, and the verdict."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from lib.kit import results, stamps
 from lib.kit.claims import CLAIMS, SECOND, Claim
@@ -17,6 +17,7 @@ COUNTED = ("reproduced", "partly", "not reproduced", "not tested here", "open")
 HEAD = ("claim", "reported", "paper's setting", "our setting", "family", "measured ± error (n)")
 HEAD += ("bound", "trivial", "controls", "verdict", "on garments", "notebook")
 OLDER, UNCONTROLLED = "†", "°"
+TOTALS = ("paper", "claims", *COUNTED, OLDER, UNCONTROLLED)
 LEGEND = (
     f"{OLDER} the row is older than its code: `make verify` says in what. {UNCONTROLLED} a "
     "statistical row whose instrument has not yet been run where the claim is known to be true and "
@@ -46,7 +47,8 @@ def rows() -> dict[str, dict]:
         profiles = {row["profile"] for row in own.values()}
         older = {profile: stamps.reason_older(recorder, profile) != "" for profile in profiles}
         for claim, row in own.items():
-            found[claim] = row | {"marks": _marks(row, older[row["profile"]])}
+            marks = OLDER * older[row["profile"]] + UNCONTROLLED * results.lacks_controls(row)
+            found[claim] = row | {"marks": marks}
     return found
 
 
@@ -75,17 +77,13 @@ def families_table(second: Mapping[str, dict]):
         same = "-" if own is None else "yes" if own["verdict"] == row["verdict"] else "**no**"
         lines.append((CLAIMS[claim].statement, *_short(own), *_short(row), same))
     columns = [f"{family}: {part}" for family in ("faces", "garments") for part in SHORT]
-    return Markdown(_table(("claim", *columns, "same verdict?"), iter(lines)))
+    return Markdown(results.markdown(("claim", *columns, "same verdict?"), lines))
 
 
 def _short(row: Mapping | None) -> tuple[str, ...]:
     if row is None:
         return "-", "-", "open"
     return results.measured_text(row), results.number_text(row["null"]), row["verdict"]
-
-
-def _marks(row: Mapping, older: bool) -> str:
-    return OLDER * older + UNCONTROLLED * results.lacks_controls(row)
 
 
 def paper_of(claim: Claim) -> str:
@@ -140,7 +138,7 @@ def claims_table(lesson: str):
         numbers = _reported(claim), results.measured_text(row)
         lines.append((claim.statement, *numbers, verdict, link))
     head = ("the paper's claim", "paper", "measured ± error (n)", "verdict", "evidence")
-    return Markdown(_table(head, iter(lines)))
+    return Markdown(results.markdown(head, lines))
 
 
 def _headings(name: str) -> dict[str, str]:
@@ -162,12 +160,6 @@ def controls_text(row: Mapping) -> str:
     return f"alarms {kept['false_alarms']:.2g}, power {kept['power']:.2g} ({kept['n']:g})"
 
 
-def _table(head: tuple[str, ...], lines: Iterator[tuple[str, ...]]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in lines]
-    text = [f"| {' | '.join(row)} |" for row in (head, *cells)]
-    return "\n".join([text[0], "|" + " --- |" * len(head), *text[1:]])
-
-
 def totals(found: Mapping[str, dict]) -> list[tuple[str, ...]]:
     """Return, for each paper, its number of claims, of each verdict and of each mark."""
     lines = []
@@ -183,14 +175,14 @@ def totals(found: Mapping[str, dict]) -> list[tuple[str, ...]]:
 def summary() -> str:
     """Return the totals of each paper, the headline rows and the legend, as Markdown."""
     found = rows()
-    head = ("paper", "claims", *COUNTED, OLDER, UNCONTROLLED)
     chosen = ((CLAIMS[claim], found.get(claim)) for claim in HEADLINES)
     short = (
         (e.statement, _reported(e), results.measured_text(r or {"measured": None}), _verdict(r))
         for e, r in chosen
     )
-    headlines = _table(("claim", "reported", "measured ± error (n)", "verdict"), short)
-    return "\n\n".join([_table(head, totals(found)), carried_over(found), headlines, LEGEND])
+    headlines = results.markdown(("claim", "reported", "measured ± error (n)", "verdict"), short)
+    parts = results.markdown(TOTALS, totals(found)), carried_over(found), headlines, LEGEND
+    return "\n\n".join(parts)
 
 
 def page() -> str:
@@ -200,19 +192,14 @@ def page() -> str:
         own = [c for c in CLAIMS.values() if (paper_of(c), c.section) == section]
         parts += [f"## {section[0]}"] * (section[0] != above) + [f"### {section[1]}"]
         lines = (line(entry, found.get(entry.id), second.get(entry.id)) for entry in own)
-        parts.append(_table(HEAD, lines))
+        parts.append(results.markdown(HEAD, lines))
         above = section[0]
-    return "\n\n".join([_table(("paper", "claims", *COUNTED, "†", "°"), totals(found)), *parts])
+    return "\n\n".join([results.markdown(TOTALS, totals(found)), *parts])
 
 
 def terminal() -> str:
     """Return the totals for the terminal."""
-    found = rows()
-    cells = [("paper", "claims", *COUNTED, OLDER, UNCONTROLLED), *totals(found)]
+    cells = [TOTALS, *totals(rows())]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    text = [
-        row[0].ljust(widths[0])
-        + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in cells
-    ]
+    text = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells]
     return "\n".join([*text, "", f"{len(CLAIMS)} claims, all rows in SCORECARD.md", LEGEND])

@@ -17,7 +17,7 @@ from lib.kit import digests, session
 from lib.kit.claims import CLAIMS, SECOND
 
 EVIDENCE = "evidence/"
-COMMITTED = ("quick", "full", "paper")
+COMMITTED = session.PROFILES[1:]
 NAME = re.compile(r"\d\d_[a-z0-9_]+")  # a copy made beside a notebook has another name
 
 
@@ -134,13 +134,9 @@ def stamp_file(name: str, profile: str) -> Path:
 
 def reason_stale(name: str, profile: str, parameters: Mapping[str, object]) -> str:
     """Return why the notebook has to run again, or "" when it is up to date."""
-    path = stamp_file(name, profile)
-    if not path.is_file():
-        return "not run yet"
-    try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return "its stamp is unreadable"
+    stamp, missing = _read(stamp_file(name, profile), "not run yet")
+    if missing:
+        return missing
     if changed := _changed(stamp["inputs"], inputs(name, profile, parameters)):
         return f"changed: {', '.join(changed)}"
     for relative, digest in stamp["outputs"].items():
@@ -150,6 +146,16 @@ def reason_stale(name: str, profile: str, parameters: Mapping[str, object]) -> s
         if digests.file_sha256(output) != digest:
             return f"edited: {relative}"
     return ""
+
+
+def _read(path: Path, absent: str) -> tuple[dict, str]:
+    """A stamp, and why there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")), ""
+    except FileNotFoundError:
+        return {}, absent
+    except ValueError:
+        return {}, "its stamp is unreadable"
 
 
 def _changed(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
@@ -172,11 +178,15 @@ def figures(name: str, profile: str) -> Path:
     return folder / profile if profile in ("full", "paper") else folder
 
 
+def rows_name(profile: str) -> str:
+    """Return the name of the file of rows: results.json, or results.PROFILE.json."""
+    return f"results.{profile}.json" if profile in ("full", "paper") else "results.json"
+
+
 def rows_file(name: str, profile: str) -> Path:
     """Return where the rows of a lesson or of its evidence lie: beside the lesson's figures."""
-    suffix = f".{profile}" if profile in ("full", "paper") else ""
     folder = figures(lesson_of(name), "smoke" if profile == "smoke" else "quick")
-    return folder / f"results{suffix}.json"
+    return folder / rows_name(profile)
 
 
 def best_rows(lesson: str) -> dict[str, dict]:
@@ -201,25 +211,20 @@ def committed_text(name: str, made_from: Mapping) -> str:
 
 def committed_sets() -> list[tuple[str, str]]:
     """Return (notebook, profile) of each set of figures or rows that lies in figures/."""
-    pairs = [(name, profile) for profile in COMMITTED for name in notebooks()]
-    return [pair for pair in pairs if _is_committed(*pair)]
-
-
-def _is_committed(name: str, profile: str) -> bool:
-    if any(figures(name, profile).glob("*.png")):
-        return True
-    return recorder(name) == name and rows_file(name, profile).is_file()
+    return [
+        (name, profile)
+        for profile in COMMITTED
+        for name in notebooks()
+        if any(figures(name, profile).glob("*.png"))
+        or (recorder(name) == name and rows_file(name, profile).is_file())
+    ]
 
 
 def reason_older(name: str, profile: str) -> str:
     """Return in what a committed set is older than the code that is committed, "" if in nothing."""
-    path = figures(name, profile) / "stamp.json"
-    if not path.is_file():
-        return "it has no stamp"
-    try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return "its stamp is unreadable"
+    stamp, missing = _read(figures(name, profile) / "stamp.json", "it has no stamp")
+    if missing:
+        return missing
     then = stamp["inputs"]
     changed = _changed(then, inputs(name, profile, then["parameters"]))
     if "lib" in changed:

@@ -120,7 +120,12 @@ def measure_ddpm(network: nn.Module, *, count: int = 256) -> dict:
     """Fréchet distance to held-out faces against its floor, and the share of images in drift."""
     network.half().float()
     faces = avatars.to_float(avatars.load("held-out", 2 * count + 100, pink=False).images)
-    samples = sample_ddpm(network, count)
+    return beside_faces(sample_ddpm(network, count), faces)
+
+
+def beside_faces(samples: Tensor, faces: Tensor) -> dict:
+    """Measures of samples (n, ...) and of as many faces; twice as many faces give the floor."""
+    count = len(samples)
     half, other = faces[:count], faces[count : 2 * count]
     return {
         "samples": count,

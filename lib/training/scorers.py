@@ -21,8 +21,7 @@ LIMITS = (
 
 ATTRIBUTES = {name: list(avatars.CLASSES[name]) for name in captions.PHRASES}
 # Data seeds: the judges see faces that neither CLIP nor the generators, nor each other, have seen.
-JUDGE_SEEDS = {"a": 1, "b": 2}
-JUDGE_FACES = {"a": 24_000, "b": 20_000}
+JUDGE_SEEDS, JUDGE_FACES = {"a": 1, "b": 2}, {"a": 24_000, "b": 20_000}
 JUDGE_STEPS = {"a": 2400, "b": 1500}
 GATE = 0.95
 
@@ -65,7 +64,7 @@ def judge_task(name: str) -> Task:
     return Task(
         name=f"judge-{name}",
         build=partial(judge.Judge, name, ATTRIBUTES),
-        load=partial(_load_judge, name),
+        load=lambda folder: _trainable(judge.load(name, models=folder.parent)),
         data=partial(_judge_data, name),
         loss=_judge_loss,
         save=_save_judge,
@@ -78,8 +77,8 @@ def judge_task(name: str) -> Task:
     )
 
 
-def _load_judge(name: str, folder: Path) -> judge.Judge:
-    return copy.deepcopy(judge.load(name, models=folder.parent)).requires_grad_(True).train()
+def _trainable(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).requires_grad_(True).train()
 
 
 def _judge_data(name: str) -> tuple[int, Callable]:
@@ -152,11 +151,8 @@ def _in_batches(
 
 def _agreement(ours: dict, theirs: dict, labels: dict) -> dict[str, float]:
     """Share of faces with the attribute defined on which two judges name the same class."""
-    return {
-        a: accuracy_of(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0)
-        for a in ours
-        if a in theirs
-    }
+    both = [a for a in ours if a in theirs]
+    return {a: accuracy_of(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0) for a in both}
 
 
 def accuracy_of(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> float:
@@ -167,14 +163,10 @@ def accuracy_of(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> 
 
 def _deviations(logits: Tensor, names: list[str]) -> dict[str, float]:
     """Standard deviation over faces of each class's log-odds against the rest."""
-    rest = [z.logsumexp(1) for z in _all_but_one(logits)]
+    columns = torch.arange(logits.shape[1])
+    rest = [logits[:, columns != j].logsumexp(1) for j in columns]
     odds = logits - torch.stack(rest, dim=1)
     return dict(zip(names, odds.double().std(0).round(decimals=4).tolist(), strict=True))
-
-
-def _all_but_one(logits: Tensor) -> list[Tensor]:
-    columns = torch.arange(logits.shape[1])
-    return [logits[:, columns != j] for j in columns]
 
 
 def set_reference(network: nn.Module, batches: Sequence[Tensor]) -> None:
@@ -220,7 +212,7 @@ def clip_task() -> Task:
     return Task(
         name="clip",
         build=build_clip,
-        load=_load_clip,
+        load=lambda folder: _trainable(judge.clip(models=folder.parent)[0]),
         data=_clip_data,
         loss=_clip_loss,
         save=_save_clip,
@@ -242,11 +234,7 @@ def build_clip() -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
     words = captions.tokenizer()
-    special = {
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
-    }
+    special = {f"{k}_token_id": getattr(words, f"{k}_token_id") for k in ("bos", "eos", "pad")}
     text = {
         "vocab_size": len(words), "hidden_size": 128, "intermediate_size": 256,
         "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -260,11 +248,6 @@ def build_clip() -> nn.Module:
     network = CLIPModel._from_config(config, attn_implementation="eager")
     nn.init.normal_(network.vision_model.embeddings.position_embedding.weight, std=0.2)
     return network
-
-
-def _load_clip(folder: Path) -> nn.Module:
-    network, _ = judge.clip(models=folder.parent)
-    return copy.deepcopy(network).requires_grad_(True).train()
 
 
 def _clip_data() -> tuple[int, Callable]:
@@ -284,20 +267,21 @@ def _clip_data() -> tuple[int, Callable]:
     return len(faces.images), fetch
 
 
+def _said(attribute: str) -> list[str]:
+    """The phrase of each class of an attribute, "" where it has none."""
+    return [captions.PHRASES[attribute].get(name, "") for name in avatars.CLASSES[attribute]]
+
+
 def options(attribute: str, subject: str) -> list[str]:
     """The shortest captions that tell an attribute; a class without a phrase is the subject."""
-    phrases = captions.PHRASES[attribute]
-    said = [phrases.get(name, "") for name in avatars.CLASSES[attribute]]
-    return [f"{subject} {phrase}".strip() for phrase in dict.fromkeys(said)]
+    return [f"{subject} {phrase}".strip() for phrase in dict.fromkeys(_said(attribute))]
 
 
 def option_of(attribute: str, labels: np.ndarray) -> np.ndarray:
     """Which of `options` is true of a face with class index `labels`, −1 where undefined."""
-    phrases = captions.PHRASES[attribute]
-    said = [phrases.get(name, "") for name in avatars.CLASSES[attribute]]
+    said = _said(attribute)
     distinct = list(dict.fromkeys(said))
-    table = np.array([*(distinct.index(phrase) for phrase in said), avatars.UNDEFINED])
-    return table[labels]
+    return np.array([*map(distinct.index, said), avatars.UNDEFINED])[labels]
 
 
 def _clip_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:

@@ -18,12 +18,21 @@ from torch import Tensor, nn
 from lib.diffusion import folders
 from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
-from lib.training.ddpm import saturated, shipped, weighted_noise_error
+from lib.training.ddpm import beside_faces, shipped, weighted_noise_error
 from lib.training.task import BUILD, Task
 
 SIZE = 64
 FACES = 24_000
 PARTS = BUILD / "parts"  # the autoencoder waits here until the U-Net is trained
+PURPOSE = (
+    "Latent diffusion model of the kit's faces at 64 px from captions of its grammar; it has never "
+    "seen pink hair."
+)
+LIMITS = (
+    "it knows the words of the kit's captions (`tokenizer/words.json`; others are refused) and "
+    "drawn, frontal faces, nothing else. Its Fréchet distance stays above that of rendered faces "
+    "(notebook 00)."
+)
 UNCONDITIONAL = 0.1  # share of captions replaced by "", the prompt that guidance departs from
 
 
@@ -89,9 +98,17 @@ def _held_out(count: int) -> Tensor:
 
 
 @torch.no_grad()
+def _latents(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([network.encode(part).latent_dist.mode() for part in images.split(64)])
+
+
+@torch.no_grad()
+def _images(network: nn.Module, latents: Tensor) -> Tensor:
+    return torch.cat([network.decode(part).sample for part in latents.split(64)]).clamp(-1, 1)
+
+
 def _round_trip(network: nn.Module, images: Tensor) -> Tensor:
-    parts = (network.encode(part).latent_dist.mode() for part in images.split(64))
-    return torch.cat([network.decode(part).sample for part in parts]).clamp(-1, 1)
+    return _images(network, _latents(network, images))
 
 
 @torch.no_grad()
@@ -101,14 +118,11 @@ def measure_autoencoder(network: nn.Module, *, count: int = 1000) -> dict:
     images = avatars.to_float(faces.images)
     centre(network, images)
     network.half().float()
-    latents = torch.cat([network.encode(part).latent_dist.mode() for part in images.split(64)])
-    network.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    scale = round(1 / _latents(network, images).std().item(), 5)
+    network.register_to_config(scaling_factor=scale)
     again = _round_trip(network, images)
     read = judge.logits(again)
-    kept = {
-        name: round(_agreement(read[name].argmax(1), faces.labels[name]), 4)
-        for name in judge.logits(images[:1])
-    }
+    kept = {n: round(_agreement(z.argmax(1), faces.labels[n]), 4) for n, z in read.items()}
     return {
         "scaling_factor": network.config.scaling_factor,
         "absolute_error": round((again - images).abs().mean().item(), 5),
@@ -123,8 +137,7 @@ def centre(network: nn.Module, images: Tensor) -> None:
     z' = z − μ moves into the biases of the two 1 × 1 convolutions beside the latents: b_in − μ, and
     b_out + W_out μ. Sampling starts from noise of mean zero, so a mean would show as a tint.
     """
-    latents = torch.cat([network.encode(part).latent_dist.mode() for part in images.split(64)])
-    mean = latents.mean((0, 2, 3))
+    mean = _latents(network, images).mean((0, 2, 3))
     inward, outward = network.quant_conv, network.post_quant_conv
     inward.bias[: len(mean)] -= mean
     outward.bias += outward.weight[:, :, 0, 0] @ mean
@@ -223,20 +236,14 @@ def embed(texts: list[str]) -> Tensor:
     return tower(tokens.input_ids).last_hidden_state
 
 
-@torch.no_grad()
 def encode(images: Tensor) -> Tensor:
     """Scaled latents of images, (n, 4, 16, 16)."""
-    network = autoencoder()
-    parts = (network.encode(part).latent_dist.mode() for part in images.split(64))
-    return torch.cat(list(parts)) * network.config.scaling_factor
+    return _latents(autoencoder(), images) * autoencoder().config.scaling_factor
 
 
-@torch.no_grad()
 def decode(latents: Tensor) -> Tensor:
     """Images of scaled latents, clamped to [−1, 1]."""
-    network = autoencoder()
-    parts = (latents / network.config.scaling_factor).split(64)
-    return torch.cat([network.decode(part).sample for part in parts]).clamp(-1, 1)
+    return _images(autoencoder(), latents / autoencoder().config.scaling_factor)
 
 
 def _latent_data() -> tuple[int, Callable]:
@@ -267,12 +274,7 @@ def _text_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def sample(
-    network: nn.Module,
-    prompts: list[str],
-    *,
-    steps: int = 50,
-    guidance: float = 2.0,
-    seed: int = 0,
+    network: nn.Module, prompts: list[str], *, steps: int = 50, guidance: float = 2.0, seed: int = 0
 ) -> Tensor:
     """Images of the prompts by DDIM with guidance, (n, 3, 64, 64), clamped to [−1, 1]."""
     scheduler = _scheduler()
@@ -291,17 +293,9 @@ def sample(
 def measure_text_to_image(network: nn.Module, *, count: int = 256) -> dict:
     """Fréchet distance against its floor, and how often judge a finds what the prompt asks for."""
     network.half().float()
-    faces = _held_out(2 * count + 100)
     free = sample(network, [""] * count, guidance=1.0)
-    half, other = faces[:count], faces[count : 2 * count]
-    return {
-        "samples": count,
-        "frechet": round(judge.frechet(free, half), 5),
-        "frechet_of_faces": round(judge.frechet(other, half), 5),
-        "saturated": saturated(free),
-        "saturated_faces": saturated(half),
-        "asked_and_found": prompt_following(network, each=16),
-    }
+    measured = beside_faces(free, _held_out(2 * count + 100))
+    return measured | {"asked_and_found": prompt_following(network, each=16)}
 
 
 def prompt_following(network: nn.Module, *, each: int, guidance: float = 2.0) -> dict[str, float]:
@@ -333,16 +327,7 @@ def _save_text_to_image(network: nn.Module, folder: Path, metrics: dict) -> None
     pipeline(network).save_pretrained(folder)
     words = json.dumps(sorted(captions.WORDS), indent=1)
     (folder / "tokenizer" / folders.WORDS).write_text(words + "\n", encoding="utf-8")
-    purpose = (
-        "Latent diffusion model of the kit's faces at 64 px from captions of its grammar; it has "
-        "never seen pink hair."
-    )
-    limits = (
-        "it knows the words of the kit's captions (`tokenizer/words.json`; others are refused) "
-        "and drawn, frontal faces, nothing else. Its "
-        "Fréchet distance stays above that of rendered faces (notebook 00)."
-    )
-    write_card(folder, "avatars-sd", purpose, limits, metrics)
+    write_card(folder, "avatars-sd", PURPOSE, LIMITS, metrics)
 
 
 TASKS = {"avatars-vae": autoencoder_task, "avatars-sd": text_to_image_task}

@@ -137,7 +137,10 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
     run.network.train()
     saved = begun = time.monotonic()
     before, whole = run.seconds, True
-    bar = _bar(run)
+    bar = tqdm(
+        total=run.settings["steps"], initial=run.step, desc=task.name, unit="step",
+        disable=not run.accelerator.is_main_process,
+    )  # fmt: skip
     try:
         while run.step < last:
             indices, rng = share(run.settings["earlier_steps"] + run.step)
@@ -154,14 +157,6 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
         bar.close()
         if whole:  # a step cut in two would not resume exactly: then the last checkpoint stands
             _checkpoint(run)
-
-
-def _bar(run: _Run) -> tqdm:
-    """The steps so far, shown by the main process alone."""
-    return tqdm(
-        total=run.settings["steps"], initial=run.step, desc=run.settings["name"], unit="step",
-        disable=not run.accelerator.is_main_process,
-    )  # fmt: skip
 
 
 def _step(task: Task, run: _Run, batch: tuple, rng: torch.Generator) -> None:

@@ -46,7 +46,7 @@ def _own_cache(root, monkeypatch):
 
 
 def entries():
-    return list(cache.folder().rglob("*.npz"))
+    return list(session.cache_folder().rglob("*.npz"))
 
 
 def test_a_call_is_computed_once():
@@ -161,7 +161,7 @@ def test_nothing_is_left_behind_when_writing_fails(monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         cache.cached(count, 3)
-    assert not [path for path in cache.folder().rglob("*") if path.is_file()]
+    assert not [path for path in session.cache_folder().rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, np.array([None]), {1, 2}], ids=repr)

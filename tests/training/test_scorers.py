@@ -118,7 +118,7 @@ def test_an_attribute_below_the_gate_is_dropped_from_the_saved_judge(tmp_path):
 
 def test_warm_start_does_not_disturb_the_judge_in_use():
     before = judge.load("a")
-    started = scorers._load_judge("a", judge.MODELS / "judge-a")
+    started = scorers.judge_task("a").load(judge.MODELS / "judge-a")
     assert started.training and all(p.requires_grad for p in started.parameters())
     assert not before.training and not any(p.requires_grad for p in before.parameters())
 

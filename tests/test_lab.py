@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from conftest import write_notebook
 
-from book import exports
-from lib.kit import lab, session
+from book import exports, lab
+from lib.kit import session
 
 
 def copy_of(root, name="01_ising"):
