@@ -270,3 +270,20 @@ def test_a_statistical_row_without_controls_carries_a_mark_and_an_exact_law_does
 
 def test_the_headlines_are_claims_and_few():
     assert set(scorecard.HEADLINES) <= set(results.CLAIMS) and len(scorecard.HEADLINES) <= 12
+
+
+def test_a_second_family_records_claims_of_other_numbers_and_is_counted(root, session_in):
+    write_rows(root, "quick", 0.05)
+    write_notebook(root, name="evidence/07_photographs")
+    folder = stamps.rows_file("07_photographs", "quick").parent
+    folder.mkdir(parents=True)
+    session.announce(session.Session("evidence/07_photographs", "quick", 0, {}, folder))
+    row = results.record(F, **ROW)
+    assert row["family"] == "garments" and results.of_this_run() == {F: row}
+    assert "**no**" not in scorecard.families_table({F: row}).data
+    assert "1 claims have a second verdict" in scorecard.carried_over(scorecard.rows())
+    assert "for 1 of them" in scorecard.carried_over(scorecard.rows())
+    assert line_of(F).split(" | ")[-2].startswith(row["verdict"])
+    worse = results.record(F, **ROW | {"measured": 0.6})
+    assert "**no**" in scorecard.families_table({F: worse}).data
+    assert "for 0 of them" in scorecard.carried_over(scorecard.rows())
