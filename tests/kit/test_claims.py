@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import write_notebook
+from small_notebooks import write_notebook
 
 from lib.kit import claims, results, scorecard, session, stamps, verdicts
 

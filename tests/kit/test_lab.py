@@ -4,7 +4,7 @@ import os
 
 import nbformat
 import pytest
-from conftest import write_notebook
+from small_notebooks import write_notebook
 
 from book import exports, lab
 from lib.kit import session

@@ -2,8 +2,8 @@
 
 import nbformat
 import pytest
-from conftest import write_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from small_notebooks import write_notebook
 
 from lib.kit import pages, results
 

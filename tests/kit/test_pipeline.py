@@ -9,7 +9,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import PARAMETERS, write_notebook
+from small_notebooks import PARAMETERS, write_notebook
 
 from lib.kit import pipeline, results, session, stamps
 

@@ -4,7 +4,7 @@ import json
 
 import nbformat
 import pytest
-from conftest import write_notebook
+from small_notebooks import write_notebook
 
 from lib.kit import pipeline, stamps, verdicts
 
