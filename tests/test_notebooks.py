@@ -1,6 +1,8 @@
 """What every notebook promises: lesson shape, checked cells, clean outputs, alt texts, claims."""
 
 import ast
+import contextlib
+import importlib
 import json
 import re
 from pathlib import Path
@@ -157,6 +159,29 @@ def test_outputs_name_no_machine(name, path):
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").rglob("*.md")), ids=str)
 def test_pages_of_printed_tables_name_no_machine(path):
     assert path.name == "printed.md" and not MACHINE.search(path.read_text())
+
+
+@each_notebook
+def test_all_that_it_names_of_the_library_is_there(name, path):
+    """Also in cells that only the largest profile runs."""
+    trees = [ast.parse(cell.source) for cell in code_cells(path)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lib":
+            for alias in node.names:
+                with contextlib.suppress(ModuleNotFoundError):  # a function or a class
+                    named = importlib.import_module(f"{node.module}.{alias.name}")
+                    modules[alias.asname or alias.name] = named
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and is_stored(node)}
+    for node in nodes:
+        of = getattr(getattr(node, "value", None), "id", None)
+        if isinstance(node, ast.Attribute) and of in modules.keys() - assigned:
+            assert hasattr(modules[of], node.attr), f"{of}.{node.attr}"
+
+
+def is_stored(node):
+    return isinstance(node.ctx, ast.Store)
 
 
 @each_notebook
