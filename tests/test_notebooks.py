@@ -174,6 +174,7 @@ def test_all_that_it_names_of_the_library_is_there(name, path):
                     named = importlib.import_module(f"{node.module}.{alias.name}")
                     modules[alias.asname or alias.name] = named
     assigned = {node.id for node in nodes if isinstance(node, ast.Name) and is_stored(node)}
+    assigned |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     for node in nodes:
         of = getattr(getattr(node, "value", None), "id", None)
         if isinstance(node, ast.Attribute) and of in modules.keys() - assigned:
