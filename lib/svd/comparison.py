@@ -107,7 +107,7 @@ def committed(
     """
     x, t = path[entry.row], entry.times[entry.row]
     shifted = functools.partial(entry.cache, edits.shifted, entry.generator, steps=len(entry.times))
-    z = shifted(path[0], delta, 1.5, start=entry.times[0], stop=t)
+    z = shifted(path[0], delta, 1.5, start=entry.times[0], stop=t).to(x)
     y = avi.integrate(x, z, k=k, weights=(weight, 1 - weight, 0.1, 0.1))
     return {
         "AVI, shift before": entry.finish(y),
