@@ -115,6 +115,18 @@ def test_a_solution_unfolds(page):
     assert inside.is_visible()
 
 
+@pytest.mark.parametrize("lesson", ["04_hspace", "05_svd_editing"])
+def test_a_slider_moves_without_a_kernel(page, lesson):
+    page.goto(f"/notebooks/{lesson}.html")
+    figure = page.locator("figure").filter(has=page.locator("input[type=range]"))
+    slider, label = figure.locator("input"), figure.locator("output")
+    place = "image => getComputedStyle(image).transform"
+    before = figure.locator("img").evaluate(place), label.inner_text()
+    slider.fill(slider.get_attribute("max"))
+    after = figure.locator("img").evaluate(place), label.inner_text()
+    assert before[0] != after[0] and before[1] != after[1]
+
+
 def test_the_scorecard_sorts_and_filters(page):
     page.goto("/SCORECARD.html")
     rows = page.locator("table.claims").first.locator("tbody tr")
