@@ -3,6 +3,7 @@
 We own the step, because the stock schedulers clip, shift the grid and end short of alpha = 1.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -358,6 +359,8 @@ def _prompts(prompt: str | Sequence[str] | None, n: int) -> Callable[[slice], ob
 def _bar(total: int, name: str, progress: bool | None) -> Iterator:
     from tqdm.auto import tqdm
 
-    disable = None if progress is None else not progress
+    # tqdm's None (only on a terminal) would override the variable by which headless runs ask for
+    # silence.
+    disable = not progress if progress is not None else bool(os.environ.get("TQDM_DISABLE")) or None
     with tqdm(total=total, desc=name, unit="step", leave=False, disable=disable) as bar:
         yield bar

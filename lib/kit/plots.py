@@ -28,7 +28,9 @@ from lib.kit import session
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 WIDTHS = {"column": 3.3, "page": 6.9}  # inches
-LARGEST_PNG = 100_000  # bytes
+FILE_DPI = 150
+INLINE_DPI = 100
+LARGEST_PNG = 150_000  # bytes
 HEAVY_PNG = 30_000  # bytes
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib")
 
@@ -137,17 +139,17 @@ def save_figure(fig: Figure, name: str, alt: str) -> None:
         raise ValueError(f"figure name is {name!r}: expected letters, digits and underscores")
     alt = " ".join(alt.split())
     folder = session.current().output
-    png = _png(fig, alt)
+    png = _png(fig, alt, FILE_DPI)
     if len(png) > LARGEST_PNG:
-        warnings.warn(f"{name}.png has {len(png) // 1000} kB, more than 100 kB", stacklevel=2)
+        warnings.warn(f"{name}.png has {len(png) // 1000} kB, more than 150 kB", stacklevel=2)
     session.write_atomically(folder / f"{name}.png", png)
     session.write_atomically(folder / f"{name}.txt", alt + "\n")
     session.write_atomically(folder / f"{name}.json", json.dumps(_provenance(), indent=1) + "\n")
-    _show(png, alt)
+    _show(_png(fig, alt, INLINE_DPI), alt)
     plt.close(fig)
 
 
-def _png(fig: Figure, alt: str) -> bytes:
+def _png(fig: Figure, alt: str, dpi: int) -> bytes:
     """PNG bytes; a heavy one with a palette, a third of the size, unless it shows a field.
 
     Neighbouring colours of a continuous map would fall together and draw terraces that are not
@@ -156,7 +158,7 @@ def _png(fig: Figure, alt: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Description": alt, "Software": None}  # the version of the software would differ
     with plt.style.context(STYLE):
-        fig.savefig(buffer, format="png", metadata=metadata)
+        fig.savefig(buffer, format="png", dpi=dpi, metadata=metadata)
     field = any(isinstance(item, QuadMesh) for ax in fig.axes for item in ax.collections)
     light = field or buffer.tell() < HEAVY_PNG
     return buffer.getvalue() if light else _with_palette(buffer, alt)

@@ -31,7 +31,7 @@ def test_png_alt_text_and_provenance_lie_side_by_side(session_in):
     path = session_in / "line.png"
     assert (session_in / "line.txt").read_text() == ALT + "\n"
     with Image.open(path) as image:
-        assert image.size == (330, 247) and image.text == {"Description": ALT}
+        assert image.size == (495, 371) and image.text == {"Description": ALT}
     provenance = json.loads((session_in / "line.json").read_text())
     assert provenance["profile"] == "quick" and provenance["sizes"] == {"samples": 4}
     assert platform.node() not in (session_in / "line.json").read_text()
@@ -50,7 +50,9 @@ def test_a_figure_is_shown_once_with_its_alt_text_and_the_same_text_below(sessio
     alt = 'Above x < 1 & y > 2 the "edge" rises'
     plots.save_figure(line_figure(), "line", alt)
     (picture, options), (caption, _) = shown
-    assert base64.b64decode(picture["image/png"]) == (session_in / "line.png").read_bytes()
+    inline, written = base64.b64decode(picture["image/png"]), (session_in / "line.png").read_bytes()
+    widths = [Image.open(io.BytesIO(png)).size[0] for png in (inline, written)]
+    assert widths == [330, 495]  # 3.3 inches at 100 and at 150 dpi
     assert options["metadata"]["image/png"]["alt"] == picture["text/plain"] == alt
     assert set(picture) == {"image/png", "text/plain"} and set(caption) == {"text/html"}
     (paragraph,) = ElementTree.fromstring(caption["text/html"]).iter("small")
@@ -114,7 +116,7 @@ def test_a_figure_name_is_a_plain_name(session_in, name):
 def test_a_heavy_figure_is_reported(session_in):
     fig, ax = plots.figure("page", 6)
     ax.imshow(np.random.default_rng(0).random((600, 700, 3)), interpolation="nearest")
-    with pytest.warns(UserWarning, match="more than 100 kB"):
+    with pytest.warns(UserWarning, match="more than 150 kB"):
         plots.save_figure(fig, "heavy", ALT)
 
 
@@ -123,7 +125,7 @@ def test_a_figure_of_images_gets_a_palette_and_keeps_its_description(session_in)
     ax.imshow(np.random.default_rng(0).random((100, 100, 3)), interpolation="nearest")
     plots.save_figure(fig, "strip", ALT)
     with Image.open(session_in / "strip.png") as image:
-        assert image.mode == "P" and image.size == (690, 400)
+        assert image.mode == "P" and image.size == (1035, 600)
         assert image.text == {"Description": ALT}
         whole = np.asarray(image.convert("RGB"), float)
     with Image.open(io.BytesIO(reference_png(fig))) as image:
@@ -143,7 +145,7 @@ def test_a_field_keeps_the_colours_of_its_map(session_in):
 
 def reference_png(fig):
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
+    fig.savefig(buffer, format="png", dpi=plots.FILE_DPI)
     return buffer.getvalue()
 
 
