@@ -140,6 +140,7 @@ def _advance(task: Task, run: _Run, last: int, every: float) -> None:
     bar = tqdm(
         total=run.settings["steps"], initial=run.step, desc=task.name, unit="step",
         disable=not run.accelerator.is_main_process,
+        mininterval=0.1 if sys.stderr.isatty() else 60.0,  # a log needs a line a minute
     )  # fmt: skip
     try:
         while run.step < last:
