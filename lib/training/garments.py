@@ -37,7 +37,7 @@ def garments_task() -> Task:
         evaluate=measure_garments,
         samples=lambda network: ddpm.sample_ddpm(network, 64, channels=1),
         snapshots={},
-        steps=3_300,
+        steps=12_000,
         batch=16,
         rate=1.5e-3,
         seed=5,
