@@ -6,16 +6,17 @@ shorter than the distance; its excess over a smooth geodesic is of second order 
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lib.geometry.boxes import as_box, in_box
-from lib.geometry.checks import Metric, Values, as_points, check_positive, float64
+from lib.geometry.checks import Metric, Values, check_positive
 from lib.geometry.graphs import graph_distance
 from lib.geometry.lengths import (
     SCAN,
+    as_ends,
     bends,
     excess,
     in_double,
@@ -25,7 +26,7 @@ from lib.geometry.lengths import (
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
-from lib.geometry.relaxation import Relaxation, block_size, segment_jet
+from lib.geometry.relaxation import Relaxation, block_size, chosen, segment_jet
 
 COARSE_SCAN = SCAN // 3  # fewest panels per curve while it still moves
 STEPPED = 1e-5  # of a length: what it may grow by on a finer set of nodes
@@ -179,13 +180,7 @@ def frozen_geodesic(
 
 
 def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
-    start, end = (
-        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
-    )
-    if start.shape != end.shape:
-        raise ValueError(
-            f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
-        )
+    start, end = as_ends(start, end)
     if points < 3:
         raise ValueError(f"points = {points}; expected at least 3: two ends and one between")
     return start, end
@@ -239,10 +234,8 @@ def _shorter(one: Path, other: Path) -> Path:
     """Row by row the shorter path, the converged one where they are equal."""
     ratio = torch.where(one.length > 0, other.length / one.length, 1)
     take = (ratio < 1 - 1e-9) | ((ratio < 1 + 1e-9) & other.converged & ~one.converged)
-    columns = ((getattr(path, field.name) for field in fields(path)) for path in (one, other))
-    return Path(*(
-        torch.where(take.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(*columns, strict=True)
-    ))  # fmt: skip
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return Path(*(chosen(take, b, a) for a, b in pairs))
 
 
 def _unless_longer(path: Path, known: Tensor) -> Path:
@@ -285,7 +278,7 @@ def _invert_gradient(
         drop = share * (residual * step).sum(1)
         rounding = 16 * eps * (value.abs() + linear.abs())
         accept = new - (eta * (trial - t)).sum(1) <= value + 1e-4 * drop + rounding
-        t = torch.where((accept | finished)[:, None], trial, t)
+        t = chosen(accept | finished, trial, t)
         share = torch.where(accept, (4 * share).clamp(max=1), share / 4)
         result[live], solved[live] = t, finished
         if finished.all():
@@ -311,18 +304,15 @@ def _frozen_newton(
         small = size <= metric.noise**0.5 * flux
         trial = x.clone()
         trial[:, 1:-1] += torch.where(small, 1.0, share)[:, None, None] * step.view_as(r)
-        result[live], converged[live] = torch.where(small[:, None, None], trial, x), small
+        result[live], converged[live] = chosen(small, trial, x), small
         if small.all():
             break
         live, x, trial, size, share = (a[~small] for a in (live, x, trial, size, share))
         state, new = [a[~small] for a in state], _frozen_residual(metric, trial, smooth)
         accept = new[0].flatten(1).norm(dim=1) < (1 - 1e-4 * share) * size
         share = torch.where(accept, (2 * share).clamp(max=1), share / 2)
-        x = torch.where(accept[:, None, None], trial, x)
-        state = [
-            torch.where(accept.view(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(new, state, strict=True)
-        ]
+        x = chosen(accept, trial, x)
+        state = [chosen(accept, *pair) for pair in zip(new, state, strict=True)]
     return result, converged
 
 

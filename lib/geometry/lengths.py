@@ -8,13 +8,13 @@ is a feature that falls between the nodes, narrower than about a thousandth of t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.geometry.checks import Metric, Values, float64
+from lib.geometry.checks import Metric, Values, as_points, float64
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
@@ -34,8 +34,7 @@ GAUSS_NODES = NODES[1::2]
 GAUSS_WEIGHTS = torch.tensor([5, 8, 5], dtype=torch.float64) / 18
 
 
-@dataclass(frozen=True)
-class Panels:
+class Panels(NamedTuple):
     """Pieces left <= u <= left + width of the segments of a batch, in order along every curve."""
 
     segment: Tensor  # (p,), counted through the batch
@@ -69,29 +68,23 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
     weight = max(tolerance, 10 * metric.noise) / max(segments, scan)
     for round in range(HALVINGS + 1):
         blocks = zip(*(a.split(PANELS) for a in (segment, left, width)), strict=True)
-        new = _joined([_integrate(metric, x, *block) for block in blocks])
+        new = Panels(
+            *map(torch.cat, zip(*(_integrate(metric, x, *b) for b in blocks), strict=True))
+        )
         curve = segment // segments
         known = total.index_add(0, curve, new.length)
         cut = (new.error > weight * known[curve]) & torch.isfinite(known[curve])
         if round == HALVINGS or not cut.any() or len(segment) > MOST * len(x):
             kept.append(new)
             break
-        kept.append(Panels(*(column[~cut] for column in _columns(new))))
+        kept.append(Panels(*(column[~cut] for column in new)))
         total = total.index_add(0, curve[~cut], new.length[~cut])
         segment, left, width = segment[cut].repeat(2), left[cut], width[cut] / 2
         left, width = torch.cat([left, left + width]), width.repeat(2)
-    found = _joined(kept)
+    found = Panels(*map(torch.cat, zip(*kept, strict=True)))
     order = found.left.argsort()
     order = order[found.segment[order].argsort(stable=True)]
-    return Panels(*(column[order] for column in _columns(found)))
-
-
-def _joined(some: list[Panels]) -> Panels:
-    return Panels(*map(torch.cat, zip(*map(_columns, some), strict=True)))
-
-
-def _columns(found: Panels) -> list[Tensor]:
-    return [getattr(found, field.name) for field in fields(found)]
+    return Panels(*(column[order] for column in found))
 
 
 def positions(x: Tensor, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,6 +259,18 @@ def spread(metric: Metric, x: Tensor, found: Panels, share: Tensor) -> Tensor:
         len(x), -1, x.shape[2]
     )
     return torch.cat([x[:, :1], inner, x[:, -1:]], 1)
+
+
+def as_ends(start: Values, end: Values) -> tuple[Tensor, Tensor]:
+    """End points of paths as float64, or a ValueError unless both are finite (b, d)."""
+    start, end = (
+        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
+    )
+    if start.shape != end.shape:
+        raise ValueError(
+            f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
+        )
+    return start, end
 
 
 def as_curves(curves: Values) -> Tensor:

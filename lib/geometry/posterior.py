@@ -98,9 +98,10 @@ def fit(
     """
     samples, t, box = as_tensor(samples, "samples"), as_tensor(t, "t"), as_box(box)
     warn_uneven(*in_box(t, box))
-    settings = dict(bundle=bundle, neighbours=neighbours, bump=bump, seed=seed, n=len(samples))
-    settings |= dict(grid=grid, steps=steps, batch=batch, rate=rate)
-    _check_settings(settings)
+    _check_sizes(len(samples), bundle, neighbours, bump)
+    require_whole(1, steps=steps)
+    require_whole(2, grid=grid, batch=batch)
+    require_whole(0, seed=seed)
     shuffle = torch.from_numpy(np.random.default_rng(seed).permutation(len(samples)))
     held = max(len(samples) // 10, neighbours)
     halves = shuffle[held:], shuffle[:held]  # neighbours within each
@@ -108,11 +109,11 @@ def fit(
     if network is None:
         network = BundleNetwork(parts[0].planes.shape[1], grid, seed=seed)
     history = {"step": [], "held_out": []}
-    watched = parts[1].draw(bundle, np.random.default_rng(seed))
-    network = trainable(network, parts[1].stack(watched[:4]), (grid, grid))
+    few = parts[1].draw(bundle, np.random.default_rng(seed))[:4]
+    network = trainable(network, parts[1].stack(few), (grid, grid))
     posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
     with subnormals_flushed():
-        _train(posterior, *parts, settings)
+        _train(posterior, *parts, Descent(network.parameters(), rate, steps), batch, bump)
     network.eval()
     return posterior
 
@@ -159,24 +160,30 @@ class _Part:
         return _bumps(self.u[members], grid, bump).mean(1).float().to(self.planes.device)
 
 
-def _train(posterior: Posterior, training: _Part, held_out: _Part, settings: dict) -> None:
+def _train(
+    posterior: Posterior,
+    training: _Part,
+    held_out: _Part,
+    descent: Descent,
+    batch: int,
+    bump: float | None,
+) -> None:
     """Descend the cross-entropy; each step draws from its own generator."""
-    network, steps, seed = posterior.network, settings["steps"], settings["seed"]
+    network, seed = posterior.network, posterior.seed
     on_gpu = training.planes.is_cuda
     forward = torch.compile(network) if on_gpu else network
-    descent = Descent(network.parameters(), settings["rate"], steps)
     watched = held_out.draw(posterior.bundle, np.random.default_rng(seed))[:1024]
 
     def loss(part: _Part, members: Tensor) -> Tensor:
         with torch.autocast(part.planes.device.type, torch.bfloat16, enabled=on_gpu):
             log_maps = _log_maps(forward, part.stack(members), posterior.grid)
-        targets = part.targets(members, posterior.grid, settings["bump"])
+        targets = part.targets(members, posterior.grid, bump)
         return -(targets * log_maps).sum((1, 2)).mean()
 
     def drawn_loss(step: int) -> Tensor:
         generator = np.random.default_rng([seed, step - 1])
         with seeded(seed + step):  # what a network draws itself, as in dropout
-            return loss(training, training.draw(posterior.bundle, generator, settings["batch"]))
+            return loss(training, training.draw(posterior.bundle, generator, batch))
 
     def watch(step: int) -> None:
         network.eval()
@@ -187,7 +194,7 @@ def _train(posterior: Posterior, training: _Part, held_out: _Part, settings: dic
         network.train()
 
     network.train()
-    with progress("posterior", steps) as bar:
+    with progress("posterior", descent.steps) as bar:
         descent.run(drawn_loss, watch, bar=bar)
 
 
@@ -303,21 +310,18 @@ def _planes(samples: Tensor) -> Tensor:
     return samples if samples.ndim == 4 else samples[:, None]
 
 
-def _check_settings(settings: dict) -> None:
-    """Refuse sizes that no training can use."""
-    leasts = {"bundle": 1, "neighbours": 1, "grid": 2, "steps": 1, "batch": 2, "seed": 0}
-    for name, least in leasts.items():
-        require_whole(least, **{name: settings[name]})
-    bundle, neighbours, bump = (settings[name] for name in ("bundle", "neighbours", "bump"))
-    if not 1 <= bundle <= neighbours:
+def _check_sizes(n: int, bundle: int, neighbours: int, bump: float | None) -> None:
+    """Refuse bundles that n samples cannot fill, and widths that are none."""
+    require_whole(1, bundle=bundle, neighbours=neighbours)
+    if bundle > neighbours:
         raise ValueError(
             f"bundle={bundle}, neighbours={neighbours}: a bundle is drawn without replacement, so "
-            "it has at least one member and at most as many as the neighbourhood"
+            "it has at most as many members as the neighbourhood"
         )
-    if settings["n"] < 2 * neighbours:
+    if n < 2 * neighbours:
         raise ValueError(
-            f"{settings['n']} samples are too few for neighbours={neighbours} in both the training "
-            "and the held-out part; give at least twice as many"
+            f"{n} samples are too few for neighbours={neighbours} in both the training and the "
+            "held-out part; give at least twice as many"
         )
     if bump is not None and not 0 < bump < math.inf:
         raise ValueError(f"bump={bump}; give a positive width in units of the box, or None")
