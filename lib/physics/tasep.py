@@ -137,28 +137,6 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     return table - log_partition(alpha[:, None], beta[None], tau.size)
 
 
-def simulate(
-    alpha: ArrayLike, beta: ArrayLike, size: int, sweeps: int, *, seed: int = 0
-) -> NDArray[np.uint8]:
-    """Run plain random-sequential dynamics from a random start, the baseline for `sample`.
-
-    One sweep is N + 1 updates, one unit of time: each picks one of the N + 1 bonds and moves the
-    particle across it if it can, with probability alpha at the entry and beta at the exit. The
-    start has each site occupied with probability 1/2. How many sweeps equilibrium takes is for the
-    caller to judge: about N^1.5 / 3.58 for each factor e in the maximal-current phase (de Gier and
-    Essler, Phys. Rev. Lett. 95, 240601, 2005), of order N^2 on the coexistence line.
-
-    Returns occupations, shape (n, size), one independent run per pair of rates. Raises ValueError
-    as `sample` does, and for sweeps < 0.
-    """
-    alpha, beta = _rates(alpha, beta, batch=True)
-    size = check_count("size", size, 1)
-    sweeps = check_count("sweeps", sweeps, 0)
-    occupied = np.empty((alpha.size, size), np.uint8)
-    tasep_loops.simulate(_keys(seed, alpha.size), alpha, beta, sweeps, occupied)
-    return occupied
-
-
 def log_partition(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
     """Exact log Z_N of the matrix product <W|(D + E)^N|V>, with Z_0 = 1 and Z_1 = 1/alpha + 1/beta.
 
