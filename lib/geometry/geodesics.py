@@ -72,26 +72,17 @@ def geodesic(
     A path has converged when a Newton step would shorten it by less than 1e-9 of its length (1e-6
     for a metric in float32), the quadrature of its length is settled to 1e-4, on a finer set of
     nodes too, and more points would shorten it by less than 1e-3. It is a local minimum: a global
-    one where `global_check` is fine enough.
+    one where `global_check` is fine enough. Others are kept, flagged and warned about.
 
-    Args:
-        metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
-        start, end: (b, d), as tensors, arrays or lists; converted to float64.
-        points: points per path with both ends, at least 3.
-        box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
-        floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
-        global_check: nodes per axis of a grid whose shortest paths serve as second starts; the
-            shorter result is kept, so that a merely local minimum is found out, and one that is
-            longer than the graph's own path has not converged. Needs a box.
-        max_iterations: Newton steps per level.
-
-    Returns:
-        `Path`. Paths that did not converge are kept, flagged and warned about. Coincident ends
-        give length zero.
-
-    Raises:
-        ValueError: shapes differ, points < 3, ends outside the box, or a metric that is not finite
-            and positive on the straight line (says where) or cannot be differentiated.
+    metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
+    start, end: (b, d); coincident ends give length zero. points: per path with both ends, >= 3.
+    box: (2, d) corners that no point leaves; default the metric's own, if any.
+    floor: everything, lengths too, is under g + floor · I.
+    global_check: nodes per axis of a grid whose shortest paths serve as second starts; the shorter
+    result is kept, and one that is longer than the graph's own path has not converged. Needs a box.
+    max_iterations: Newton steps per level.
+    Raises ValueError where shapes differ, points < 3, ends lie outside the box, or the metric is
+    not finite and positive on the straight line (says where) or cannot be differentiated.
     """
     start, end = _ends(start, end, points)
     box = _check_box(box if box is not None else getattr(metric, "box", None), start, end)
@@ -124,17 +115,8 @@ def mixture_geodesic(
     log Z(t) − ⟨η, t⟩, by Newton with backtracking from the straight line (Amari, Information
     Geometry and Its Applications, 2016, section 2.2).
 
-    Args:
-        potential: convex log Z, (n, d) -> (n,), twice differentiable.
-        start, end: (b, d).
-        points: points per path with both ends, at least 3.
-        max_iterations: Newton steps.
-
-    Returns:
-        `Path`, lengths under the Fisher metric of the potential. Flags and warnings as `geodesic`.
-
-    Raises:
-        ValueError: shapes differ, points < 3, or the Hessian is not positive on the straight line.
+    potential: convex log Z, (n, d) -> (n,), twice differentiable. Else, and flags and errors, as of
+    `geodesic`; lengths are under the Fisher metric of the potential.
     """
     start, end = _ends(start, end, points)
     potential, value = in_own_precision(potential, start[:1])

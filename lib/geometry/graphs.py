@@ -36,20 +36,10 @@ def graph_distance(
     metric is very anisotropic. Edges that meet a place where the metric is infinite or not positive
     are left out.
 
-    Args:
-        metric: (n, d) -> (n, d, d).
-        start, end: (b, d), inside the box, as tensors, arrays or lists; converted to float64.
-        box: (2, d) corners.
-        resolution: nodes per axis.
-        reach: largest offset of the neighbourhood.
-        points: points of the returned paths.
-
-    Returns:
-        Lengths (b,), and the paths (b, points, d), equally spaced in coordinates.
-
-    Raises:
-        ValueError: resolution <= reach, points < 2, shapes that do not match, a graph of more than
-            four million edges, or end points that no edges of finite length join (says which).
+    metric: (n, d) -> (n, d, d). start, end: (b, d), inside the box (2, d). points: of the paths.
+    Returns lengths (b,), and paths (b, points, d), equally spaced in coordinates.
+    Raises ValueError for resolution <= reach, points < 2, shapes that do not match, more than four
+    million edges, or end points that no edges of finite length join (says which).
     """
     start, end = as_ends(start, end)
     if resolution <= reach or points < 2:

@@ -115,9 +115,8 @@ def measure(
 ) -> tuple[Tensor, Tensor, Panels]:
     """Length and error of the length of every curve, each (b,), and the panels.
 
-    Raises:
-        ValueError: with `strict`, where a squared speed is negative or not finite, or the length
-            does not settle, as at a pole (says where and what to do).
+    Raises ValueError, with `strict`, where a squared speed is negative or not finite, or the length
+    does not settle, as at a pole (says where and what to do).
     """
     with torch.no_grad():
         found = panels(metric, x, scan=scan)
@@ -149,9 +148,7 @@ def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
     """The metric g + floor · I on float64 points; one that knows only float32 is asked in float32.
 
     Keeps the derivatives of a metric that brings them (`jet`). t (n, d) is where it is tried.
-
-    Raises:
-        ValueError: the metric does not return (n, d, d).
+    Raises ValueError unless it returns (n, d, d).
     """
     asked, g = in_own_precision(metric, t)
     expected = (len(t), t.shape[1], t.shape[1])
@@ -192,20 +189,17 @@ def in_own_precision(
 def curve_length(metric: Metric, curves: Values) -> Tensor:
     """Length of the continuous polylines (b, points, d), (b,), by adaptive quadrature.
 
-    Lists, arrays and float32 are converted to float64.
-
-    Raises:
-        ValueError: not a finite (b, points >= 2, d), or a metric that is not finite and positive
-            somewhere on the way (says where).
+    Raises ValueError unless curves are a finite (b, points >= 2, d) and the metric is finite and
+    positive on the way (says where).
     """
     x = as_curves(curves)
     return measure(in_double(metric, x[:1, 0]), x)[0]
 
 
 def equidistant(metric: Metric, curves: Values, n: int) -> Tensor:
-    """n points equally spaced in metric length along the polylines (b, points, d), (b, n, d).
+    """n >= 2 points equally spaced in metric length along polylines (b, points, d), ends kept.
 
-    Ends are kept. Raises as `curve_length`, and a ValueError for n < 2.
+    Returns (b, n, d). Raises as `curve_length`.
     """
     if n < 2:
         raise ValueError(f"n = {n}; expected at least the two end points")

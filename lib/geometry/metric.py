@@ -27,16 +27,11 @@ def fisher_metric(potential: Potential, t: Values, *, keep_graph: bool | None = 
     g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, by nested reverse mode in blocks of
     rows that fit a cache.
 
-    Args:
-        potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
-        t: (n, d); arrays and integers become float64 tensors, tensors keep dtype and device.
-        keep_graph: keep the result differentiable; by default when t requires a gradient.
-
-    Returns:
-        (n, d, d), symmetric, in the dtype of t, in units of 1 / t².
-
-    Raises:
-        ValueError: t is not a finite (n, d), or the potential does not return one number per row.
+    potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
+    t: (n, d); arrays and integers become float64 tensors, tensors keep dtype and device.
+    keep_graph: keep the result differentiable; by default when t requires a gradient.
+    Returns symmetric (n, d, d), in units of 1 / t². Raises ValueError unless t is a finite (n, d)
+    and the potential returns one number per row.
     """
     t = as_points(t)
     keep = t.requires_grad if keep_graph is None else keep_graph
@@ -184,10 +179,8 @@ def metric_slope(metric: Metric, t: Values) -> tuple[Tensor, Tensor]:
     """The metric g (n, d, d) and its derivative ∂g (n, d, d, d), ∂g[:, i, j, k] = ∂_k g_ij.
 
     From `metric.jet` where the metric has one (tabulated metrics), by reverse mode otherwise.
-
-    Raises:
-        ValueError: the derivative cannot be trusted: the metric varies with t but cuts the graph,
-            or, in float64, automatic and finite differences disagree.
+    Raises ValueError where the derivative cannot be trusted: the metric varies with t but cuts the
+    graph, or, in float64, automatic and finite differences disagree.
     """
     t = as_points(t)
     if hasattr(metric, "jet"):

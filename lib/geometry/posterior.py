@@ -37,8 +37,8 @@ def _log_maps(network: nn.Module, bundles: Tensor, grid: int) -> Tensor:
 class Posterior:
     """A trained posterior: `.maps(samples, t)`.
 
-    history: "step" and "held_out", cross-entropy with the bumps on a held-out tenth, in nats
-    against the uniform map; the bundles of a tenth are three times as wide, and so are its maps.
+    history: "step" and "held_out", cross-entropy with the bumps on a held-out tenth (whose bundles
+    are three times as wide), in nats against the uniform map.
     """
 
     network: nn.Module
@@ -54,9 +54,8 @@ class Posterior:
         """Posterior maps (n, g, g), float32, one per sample, for its bundle.
 
         The bundle of a row is drawn from its nearest neighbours among the rows given, itself
-        included; the draw of a row depends on the seed and its position alone.
-        samples: shaped like those of the fit. t: (n, 2) in the caller's units.
-        Raises ValueError as `fit` does.
+        included; the draw depends on the seed and its position alone. Arguments and errors as of
+        `fit`.
         """
         part = _Part(samples, t, self.box, self.neighbours)
         members = part.draw(self.bundle, np.random.default_rng(self.seed))
@@ -81,17 +80,17 @@ def fit(
 ) -> Posterior:
     """Train a network to map a bundle of samples to the posterior of its parameter.
 
-    A bundle is `bundle` samples drawn without replacement from the `neighbours` nearest in
-    parameter space (distances in the unit square, the sample itself included). The loss is the
-    cross-entropy with the mean of the bumps of its members,
-    exp(−|u − u_k|² / 2 bump²) normalised on the grid, u in the unit square. At its minimum the map
-    is the posterior blurred by the bump, so no curvature above about bump⁻² can be recovered.
+    A bundle is `bundle` samples drawn without replacement from the `neighbours` nearest in the unit
+    square, the sample itself included. The loss is the cross-entropy with the mean of the bumps of
+    its members, exp(−|u − u_k|² / 2 bump²) normalised on the grid, u in the unit square. At its
+    minimum the map is the posterior blurred by the bump, so no curvature above about bump⁻² can be
+    recovered.
 
     samples: (n, h, w), (n, c, h, w), or (n, N) chains, folded row by row into a square.
     t: (n, 2), drawn uniformly from the box (2, 2). grid: cells per axis.
     bump: width in units of the box; the paper has 1/50 (Ising) and 1/150 (TASEP), None is one cell.
-    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider
-    `BundleNetwork`; a copy is trained, in mixed precision and compiled where there is a GPU.
+    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider `BundleNetwork`; a copy
+    is trained, in mixed precision and compiled where there is a GPU.
     Raises ValueError on samples outside the box, lengths that differ, chains that fill no square,
     a bundle larger than its neighbourhood, or fewer samples than two neighbourhoods.
     Source: Lobashev et al. 2025, section 3; sizes from the released code.
@@ -210,17 +209,16 @@ def from_features(
     """Posterior maps from distances of features, assuming them Gaussian, E(x) ~ N(μ(t), I).
 
     p(t|x_1..x_N) ∝ prior(t) exp(−N/2 |E − μ(t)|²), E the mean feature of the N samples; the
-    Fisher metric is then JᵀJ, J = ∂μ/∂t. μ at the centre of a cell is a local linear regression
-    of the features with the weights of the bilinear splat, so neither the number of samples near a
+    Fisher metric is then JᵀJ, J = ∂μ/∂t. μ at the centre of a cell is a local linear regression of
+    the features with the weights of the bilinear splat, so neither the number of samples near a
     cell nor a slope of that number moves it.
 
     features: (n, F) in units of their standard deviation at fixed t; for a deterministic generator
-    the unit is a choice. t: (n, 2) in the caller's units. box: (2, 2). grid: cells per axis.
+    the unit is a choice. t: (n, 2). box: (2, 2). grid: cells per axis.
     density: divide the sampling density out, a uniform prior; False keeps it as the prior.
     count: N; below one it is a temperature, for features sharper than the grid can show.
-    Returns (n, g, g) in the precision of the features, at least single.
-    Raises ValueError on features of zero length or not finite, lengths that differ, samples outside
-    the box, count <= 0, and fewer samples than cells can use (over half of the cells empty).
+    Returns (n, g, g). Raises ValueError on features of zero length or not finite, lengths that
+    differ, samples outside the box, count <= 0, and over half of the cells empty.
     Source: Lobashev et al. 2025, Eq. 18-19; the regression is ours.
     """
     require_whole(2, grid=grid)

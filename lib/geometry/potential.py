@@ -99,13 +99,12 @@ def fit_direct(
        keeping the weights with the best held-out likelihood.
 
     samples: (n, L, L) or (n, N) with two states, or anything that `network` maps to (n, d).
-    t: (n, d) in the caller's units. box: (2, d), lower and upper corner; the prior is uniform in t.
-    natural: t -> θ, torch operations. network: samples -> f/sites; the default reads local windows,
-    and `collective` makes it nonlinear in their frequencies. grid: points per axis of the integral.
-    steps: of stages 1 and 3, stage 2 takes twice as many. Trains in float32, returns float64.
-    Raises ValueError on samples outside the box or not finite, fewer than two distinct parameters,
-    lengths that differ, a `natural` that is not finite on the box, fewer than 20 steps, and a grid
-    too coarse for the data.
+    t: (n, d) in the caller's units. box: (2, d), lower and upper corner. natural: t -> θ.
+    network: samples -> f/sites; the default reads local windows, and `collective` makes it
+    nonlinear in their frequencies. grid: points per axis of the integral. steps: >= 20, of stages 1
+    and 3, stage 2 takes twice as many. Trains in float32, returns float64.
+    Raises ValueError on samples outside the box or not finite, lengths that differ, a `natural`
+    that is not finite on the box, and a grid too coarse for the data.
     """
     require_whole(20, steps=steps)
     require_whole(2, grid=grid)
@@ -246,13 +245,10 @@ class Likelihood:
 
 
 def bregman(potential: Potential, t: Values, t0: Values) -> Tensor:
-    """Bregman divergence D(t, t₀) = φ(t) − φ(t₀) − ⟨∇φ(t₀), t − t₀⟩, row by row.
+    """Bregman divergence D(t, t₀) = φ(t) − φ(t₀) − ⟨∇φ(t₀), t − t₀⟩, row by row, (n,) float64.
 
     For φ = log Z of an exponential family it is KL(p(·|t₀) ‖ p(·|t)), in nats. Adding an affine
-    function to φ changes nothing.
-
-    potential: (n, d) -> (n,), each row from its own row. t: (n, d). t0: (n, d), or (1, d) for all.
-    Returns (n,) float64. Raises ValueError on other shapes.
+    function to φ changes nothing. t: (n, d). t0: (n, d), or (1, d) for all; else ValueError.
     Source: Lobashev et al. 2025, Eq. 11-12.
     """
     t = float64(t, "t")

@@ -279,14 +279,9 @@ def solve_tridiagonal(diagonal: Tensor, upper: Tensor, right: Tensor) -> tuple[T
     Cyclic reduction: every second block row is eliminated at once, so k rows cost about log2 k
     batched operations of O(k d³) in total (Golub and Van Loan, Matrix Computations, 4.5.4).
 
-    Args:
-        diagonal: (b, k, d, d), symmetric.
-        upper: (b, k - 1, d, d), coupling of row i to row i + 1.
-        right: (b, k, d).
-
-    Returns:
-        Solution (b, k, d), and (b,) whether every pivot was positive, that is, whether the matrix
-        is positive definite; the solution is meaningless where it is not.
+    diagonal: (b, k, d, d), symmetric. upper: (b, k - 1, d, d), coupling of row i to row i + 1.
+    right: (b, k, d). Returns the solution (b, k, d), and (b,) whether the matrix is positive
+    definite; the solution is meaningless where it is not.
     """
     inverse, positive = _inverse(diagonal[:, ::2])
     if diagonal.shape[1] == 1:

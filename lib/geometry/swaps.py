@@ -79,10 +79,9 @@ def fit_swaps(
     t: (n, d), the label of each sample, from any prior. natural: t -> θ, by default the identity.
     partners: of each sample. cells: of the reweighting.
     What the features cannot say of the true statistic is lost, and φ is too flat by as much.
-    Returns a `Fit`: its `statistic` reads features, and its history holds "step" and "loss", the
-    mean of −log P(as they are) over pairs in nats; knowing nothing is log 2.
-    Raises ValueError on values that are not finite, lengths that differ, fewer than 20 samples,
-    labels that are all equal in a coordinate, features that are all constant, and labels with gaps.
+    Returns a `Fit`: its `statistic` reads features, its history holds "step" and "loss", the mean
+    of −log P(as they are) over pairs in nats; knowing nothing is log 2. Raises ValueError on values
+    not finite, lengths that differ, fewer than 20 samples, and labels or features that do not vary.
     """
     require_whole(1, partners=partners, cells=cells)
     z, t, theta = _checked(features, t, natural or identity)
