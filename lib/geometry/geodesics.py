@@ -1,7 +1,6 @@
 """Shortest paths under a metric, a batch at a time: true, dual-affine and frozen-metric geodesics.
 
-Every length here is that of the continuous polyline through the points (`lengths`), so none is
-shorter than the distance; its excess over a smooth geodesic is of second order in the spacing.
+Every length is that of the continuous polyline (`lengths`): none is shorter than the distance.
 """
 
 import warnings
@@ -147,7 +146,7 @@ def frozen_geodesic(
     The stationary state Σ_k ∂v_k (2 g(m_k) v_k) + smoothing · ∂ Σ_k |v_{k+1} − v_k|² = 0 with
     g(m_k) held fixed in the derivative but taken at the path itself: for a Hessian metric and no
     smoothing that is the dual-affine path, not the shortest one. Newton with backtracking on this
-    residual. Arguments, `Path` and errors as in `geodesic`.
+    residual. Else as in `geodesic`.
     """
     start, end = _ends(start, end, points)
     metric = in_double(metric, start[:1])

@@ -26,7 +26,7 @@ class GridMetric:
     """A twice differentiable metric exp(S(t)), S a bicubic spline; made by `from_grid`.
 
     Callable as (n, 2) -> (n, 2, 2); `jet` adds the exact first and second derivatives. Outside the
-    grid the metric continues with the value at the nearest point of the border.
+    grid the metric keeps the value at the nearest point of the border.
     """
 
     axes: tuple[Tensor, Tensor]

@@ -1,9 +1,9 @@
 """Riemannian metrics on a parameter space: Fisher, pullback, tabulated, and what is read off them.
 
 A metric is any callable (n, d) -> (n, d, d). Hessians, and derivatives of metrics, are taken by
-nested reverse mode, the one that most torch operations support: through the fused layer
-normalisation of this torch version forward over forward is silently wrong already at second order,
-reverse mode from the third order on, and its SiLU has no second forward derivative.
+nested reverse mode: through the fused layer normalisation of this torch version forward over
+forward is silently wrong already at second order, reverse mode from the third order on, and its
+SiLU has no second forward derivative.
 """
 
 from collections.abc import Callable
@@ -71,8 +71,8 @@ def _jacobian(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 def in_coordinates(metric: Metric, map: Natural) -> Metric:
     """The metric in new coordinates t, where map takes t to the coordinates θ of `metric`.
 
-    Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t, which is a tensor's
-    transformation law; map is row-wise, (n, d) -> (n, k). Differentiable as `metric` and `map` are.
+    Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t; map is row-wise, (n, d) -> (n,
+    k).
     """
 
     def pulled(t: Values) -> Tensor:
@@ -95,20 +95,12 @@ def pullback_metric(
     J = ∂generate/∂t costs d forward derivatives of the batched call (no finite differences, no
     stored activations); its largest singular value is the local Lipschitz constant.
 
-    Args:
-        generate: row-wise (n, d) -> (n, ...), images or features, or a tuple of both.
-        t: (n, d); sets dtype and device.
-        chunk: rows per call; by default as many as keep the outputs and their derivatives within
-            `max_bytes`. A call that runs out of memory is repeated with half the rows.
-        max_bytes: see chunk.
-
-    Returns:
-        (n, d, d), symmetric positive semi-definite, in the dtype of t; for a tuple of results the
-        tuple of their metrics, at the cost of one.
-
-    Raises:
-        ValueError: t is not a finite (n, d), chunk < 1, or an operation of `generate` has no
-            forward-mode rule (fused attention and fused group normalisation have none).
+    generate: row-wise (n, d) -> (n, ...), images or features, or a tuple of both. t: (n, d).
+    chunk: rows per call; by default as many as keep the outputs and their derivatives within
+    `max_bytes`. A call that runs out of memory is repeated with half the rows.
+    Returns positive semi-definite (n, d, d), or the tuple of them for a tuple, at the cost of one.
+    Raises ValueError on t not a finite (n, d), chunk < 1, or an operation of `generate` without a
+    forward-mode rule (fused attention and fused group normalisation).
     """
     t = as_points(t)
     if chunk is not None and chunk < 1:

@@ -1,8 +1,7 @@
 """Posterior maps p(t|x) on a square grid: by a trained network, or from distances of features.
 
 A map is an array (g, g) over equal cells of the box, `map[i, j]` the probability of the cell with
-centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing to one. Both routes
-take the prior to be uniform in the box.
+centre lower + ((i, j) + 1/2) / g · (upper − lower), summing to one. The prior is uniform.
 """
 
 import math

@@ -55,11 +55,9 @@ class Fit:
     """A fitted exponential family.
 
     potential: a convex network, or `reweighting.Reweighted`; θ (n, d) -> log Z (n,), float64, up to
-    an affine function of θ.
-    network: samples (or their window counts) -> f/sites in the rescaled coordinates.
-    natural: t -> θ.
-    history: "step" and "held_out", the held-out negative log-likelihood in nats against the
-    uniform density on the box; step 0 is the warm start.
+    an affine function of θ. network: samples (or their window counts) -> f/sites in the rescaled
+    coordinates. natural: t -> θ. history: "step" and "held_out", the held-out negative
+    log-likelihood in nats against the uniform density on the box; step 0 is the warm start.
     """
 
     potential: nn.Module
@@ -141,7 +139,7 @@ def fit_direct(
 class Likelihood:
     """The losses of one fit: inputs x and rescaled parameters s, a tenth of them held out.
 
-    Each step draws its batch anew; none of the losses depends on the number of the step.
+    Each step draws its batch anew.
     """
 
     fit: Fit
@@ -289,9 +287,8 @@ def align_affine(
 
     log Z is known from samples only up to an affine function of θ (Theorem 3.2), so every score of
     its values or slopes needs this first; `scale=True` also frees the unit of the estimate.
-
-    estimate, reference: (n,). t: (n, d), the coordinates in which the freedom is affine.
-    Raises ValueError on lengths that differ or values that are not finite.
+    estimate, reference: (n,). t: (n, d), the coordinates in which the freedom is affine. Raises
+    ValueError on lengths that differ or values that are not finite.
     """
     estimate, reference, t = float64(estimate), float64(reference), float64(t)
     shapes = tuple(estimate.shape), tuple(reference.shape), tuple(t.shape)

@@ -1,9 +1,8 @@
 """Square-lattice Ising model with field: equilibrium samples and the exact answers.
 
 Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dimensionless, the
-lattice is periodic, every bond counts once. Every random number is a hash of (seed, index of the
-entry, sweep, site), so a configuration depends neither on the batch it is drawn in, nor on the
-number of threads, nor on the device.
+lattice is periodic, every bond counts once. Every random number is a hash of (seed, entry, sweep,
+site): a configuration depends neither on its batch, nor on threads, nor on the device.
 """
 
 from collections.abc import Iterator
@@ -116,9 +115,8 @@ def trajectory(
     seed: int = 0,
     move: str = "cluster",
 ) -> tuple[Floats, Floats]:
-    """Record energy and magnetisation per site after every sweep.
+    """Energy −sum s s' / N and magnetisation sum s / N after every sweep, (n, sweeps) each.
 
-    energy = -sum s s' / N and magnetisation = sum s / N, N = size^2, (n, sweeps) each.
     move: "cluster" (`sample`) or "metropolis" (`metropolis`). All else, and errors, as of `sample`.
     """
     _, bonds, totals = _evolve(beta, field, size, sweeps, start, seed, move=move, record=True)

@@ -64,9 +64,9 @@ def cylinder_cumulants(
     Of the largest eigenvalue λ of T with unit vector v: λ_a = vᵀT_a v and
     λ_ab = vᵀT_ab v + 2 Σ_k (vᵀT_a v_k)(v_kᵀT_b v) / (λ − λ_k), exact, no differences.
 
-    Returns values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
-    Raises ValueError as `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
-    as they do without field deep in the ordered phase, where the metric diverges.
+    Returns values (...), means per site (..., 2), Fisher metric per site (..., 2, 2). Raises
+    ValueError as `log_partition`, and where λ and the next eigenvalue agree to 12 digits, as
+    without field deep in the ordered phase, where the metric diverges.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
