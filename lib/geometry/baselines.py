@@ -33,8 +33,7 @@ def posterior_mean(
 
     The network is that of the direct estimator, window counts and a few collective features: a
     larger one learns the labels of its samples by heart, and its output is no mean.
-    samples: (n, L, L) or (n, N), two-valued. theta: (n, d). Raises ValueError on lengths that
-    differ. Source: Lobashev et al. 2025, Table 1.
+    samples: (n, L, L) or (n, N), two-valued. theta: (n, d). Source: Lobashev et al. 2025, Table 1.
     """
     require_whole(1, steps=steps)
     require_whole(0, seed=seed)

@@ -30,10 +30,7 @@ class Descent:
         *,
         bar: tqdm | None = None,
     ) -> None:
-        """Descend loss(step), steps counted from one; `watch(step)` is called ten times.
-
-        bar: advanced with each step.
-        """
+        """Descend loss(step), steps counted from one; `watch(step)` is called ten times."""
         for step in range(1, self.steps + 1):
             self.optimizer.zero_grad()
             loss(step).backward()

@@ -1,21 +1,21 @@
 """Shortest paths under a metric, a batch at a time: true, dual-affine and frozen-metric geodesics.
 
-Every length here is that of the continuous polyline through the points (`lengths`), so none is
-shorter than the distance; its excess over a smooth geodesic is of second order in the spacing.
+Every length is that of the continuous polyline (`lengths`): none is shorter than the distance.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lib.geometry.boxes import as_box, in_box
-from lib.geometry.checks import Metric, Values, as_points, check_positive, float64
+from lib.geometry.checks import Metric, Values, check_positive
 from lib.geometry.graphs import graph_distance
 from lib.geometry.lengths import (
     SCAN,
+    as_ends,
     bends,
     excess,
     in_double,
@@ -25,7 +25,7 @@ from lib.geometry.lengths import (
 from lib.geometry.lengths import curve_length as curve_length
 from lib.geometry.lengths import equidistant as equidistant
 from lib.geometry.metric import fisher_metric, metric_slope
-from lib.geometry.relaxation import Relaxation, block_size, segment_jet
+from lib.geometry.relaxation import Relaxation, block_size, chosen, segment_jet
 
 COARSE_SCAN = SCAN // 3  # fewest panels per curve while it still moves
 STEPPED = 1e-5  # of a length: what it may grow by on a finer set of nodes
@@ -71,26 +71,17 @@ def geodesic(
     A path has converged when a Newton step would shorten it by less than 1e-9 of its length (1e-6
     for a metric in float32), the quadrature of its length is settled to 1e-4, on a finer set of
     nodes too, and more points would shorten it by less than 1e-3. It is a local minimum: a global
-    one where `global_check` is fine enough.
+    one where `global_check` is fine enough. Others are kept, flagged and warned about.
 
-    Args:
-        metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
-        start, end: (b, d), as tensors, arrays or lists; converted to float64.
-        points: points per path with both ends, at least 3.
-        box: (2, d) lower and upper corners that no point leaves; default the metric's own, if any.
-        floor: regulariser for degenerate metrics; everything, lengths too, is under g + floor · I.
-        global_check: nodes per axis of a grid whose shortest paths serve as second starts; the
-            shorter result is kept, so that a merely local minimum is found out, and one that is
-            longer than the graph's own path has not converged. Needs a box.
-        max_iterations: Newton steps per level.
-
-    Returns:
-        `Path`. Paths that did not converge are kept, flagged and warned about. Coincident ends
-        give length zero.
-
-    Raises:
-        ValueError: shapes differ, points < 3, ends outside the box, or a metric that is not finite
-            and positive on the straight line (says where) or cannot be differentiated.
+    metric: (n, d) -> (n, d, d), twice differentiable in t; a `GridMetric` is fastest.
+    start, end: (b, d); coincident ends give length zero. points: per path with both ends, >= 3.
+    box: (2, d) corners that no point leaves; default the metric's own, if any.
+    floor: everything, lengths too, is under g + floor · I.
+    global_check: nodes per axis of a grid whose shortest paths serve as second starts; the shorter
+    result is kept, and one that is longer than the graph's own path has not converged. Needs a box.
+    max_iterations: Newton steps per level.
+    Raises ValueError where shapes differ, points < 3, ends lie outside the box, or the metric is
+    not finite and positive on the straight line (says where) or cannot be differentiated.
     """
     start, end = _ends(start, end, points)
     box = _check_box(box if box is not None else getattr(metric, "box", None), start, end)
@@ -123,17 +114,8 @@ def mixture_geodesic(
     log Z(t) − ⟨η, t⟩, by Newton with backtracking from the straight line (Amari, Information
     Geometry and Its Applications, 2016, section 2.2).
 
-    Args:
-        potential: convex log Z, (n, d) -> (n,), twice differentiable.
-        start, end: (b, d).
-        points: points per path with both ends, at least 3.
-        max_iterations: Newton steps.
-
-    Returns:
-        `Path`, lengths under the Fisher metric of the potential. Flags and warnings as `geodesic`.
-
-    Raises:
-        ValueError: shapes differ, points < 3, or the Hessian is not positive on the straight line.
+    potential: convex log Z, (n, d) -> (n,), twice differentiable. Else, and flags and errors, as of
+    `geodesic`; lengths are under the Fisher metric of the potential.
     """
     start, end = _ends(start, end, points)
     potential, value = in_own_precision(potential, start[:1])
@@ -164,7 +146,7 @@ def frozen_geodesic(
     The stationary state Σ_k ∂v_k (2 g(m_k) v_k) + smoothing · ∂ Σ_k |v_{k+1} − v_k|² = 0 with
     g(m_k) held fixed in the derivative but taken at the path itself: for a Hessian metric and no
     smoothing that is the dual-affine path, not the shortest one. Newton with backtracking on this
-    residual. Arguments, `Path` and errors as in `geodesic`.
+    residual. Else as in `geodesic`.
     """
     start, end = _ends(start, end, points)
     metric = in_double(metric, start[:1])
@@ -179,13 +161,7 @@ def frozen_geodesic(
 
 
 def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
-    start, end = (
-        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
-    )
-    if start.shape != end.shape:
-        raise ValueError(
-            f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
-        )
+    start, end = as_ends(start, end)
     if points < 3:
         raise ValueError(f"points = {points}; expected at least 3: two ends and one between")
     return start, end
@@ -239,10 +215,8 @@ def _shorter(one: Path, other: Path) -> Path:
     """Row by row the shorter path, the converged one where they are equal."""
     ratio = torch.where(one.length > 0, other.length / one.length, 1)
     take = (ratio < 1 - 1e-9) | ((ratio < 1 + 1e-9) & other.converged & ~one.converged)
-    columns = ((getattr(path, field.name) for field in fields(path)) for path in (one, other))
-    return Path(*(
-        torch.where(take.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(*columns, strict=True)
-    ))  # fmt: skip
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return Path(*(chosen(take, b, a) for a, b in pairs))
 
 
 def _unless_longer(path: Path, known: Tensor) -> Path:
@@ -285,7 +259,7 @@ def _invert_gradient(
         drop = share * (residual * step).sum(1)
         rounding = 16 * eps * (value.abs() + linear.abs())
         accept = new - (eta * (trial - t)).sum(1) <= value + 1e-4 * drop + rounding
-        t = torch.where((accept | finished)[:, None], trial, t)
+        t = chosen(accept | finished, trial, t)
         share = torch.where(accept, (4 * share).clamp(max=1), share / 4)
         result[live], solved[live] = t, finished
         if finished.all():
@@ -311,18 +285,15 @@ def _frozen_newton(
         small = size <= metric.noise**0.5 * flux
         trial = x.clone()
         trial[:, 1:-1] += torch.where(small, 1.0, share)[:, None, None] * step.view_as(r)
-        result[live], converged[live] = torch.where(small[:, None, None], trial, x), small
+        result[live], converged[live] = chosen(small, trial, x), small
         if small.all():
             break
         live, x, trial, size, share = (a[~small] for a in (live, x, trial, size, share))
         state, new = [a[~small] for a in state], _frozen_residual(metric, trial, smooth)
         accept = new[0].flatten(1).norm(dim=1) < (1 - 1e-4 * share) * size
         share = torch.where(accept, (2 * share).clamp(max=1), share / 2)
-        x = torch.where(accept[:, None, None], trial, x)
-        state = [
-            torch.where(accept.view(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(new, state, strict=True)
-        ]
+        x = chosen(accept, trial, x)
+        state = [chosen(accept, *pair) for pair in zip(new, state, strict=True)]
     return result, converged
 
 

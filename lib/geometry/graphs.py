@@ -10,8 +10,8 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from lib.geometry.boxes import as_box
-from lib.geometry.checks import Metric, Values, as_points, float64
-from lib.geometry.lengths import in_double, measure, panels
+from lib.geometry.checks import Metric, Values
+from lib.geometry.lengths import as_ends, in_double, measure, panels
 
 MOST_EDGES = 4_000_000
 EDGE_SCAN = 2  # fewest panels of an edge
@@ -36,29 +36,16 @@ def graph_distance(
     metric is very anisotropic. Edges that meet a place where the metric is infinite or not positive
     are left out.
 
-    Args:
-        metric: (n, d) -> (n, d, d).
-        start, end: (b, d), inside the box, as tensors, arrays or lists; converted to float64.
-        box: (2, d) corners.
-        resolution: nodes per axis.
-        reach: largest offset of the neighbourhood.
-        points: points of the returned paths.
-
-    Returns:
-        Lengths (b,), and the paths (b, points, d), equally spaced in coordinates.
-
-    Raises:
-        ValueError: resolution <= reach, points < 2, shapes that do not match, a graph of more than
-            four million edges, or end points that no edges of finite length join (says which).
+    metric: (n, d) -> (n, d, d). start, end: (b, d), inside the box (2, d). points: of the paths.
+    Returns lengths (b,), and paths (b, points, d), equally spaced in coordinates.
+    Raises ValueError for resolution <= reach, points < 2, shapes that do not match, more than four
+    million edges, or end points that no edges of finite length join (says which).
     """
-    start, end = (
-        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
-    )
-    if start.shape != end.shape or resolution <= reach or points < 2:
+    start, end = as_ends(start, end)
+    if resolution <= reach or points < 2:
         raise ValueError(
-            f"start {tuple(start.shape)}, end {tuple(end.shape)}, resolution = {resolution}, "
-            f"reach = {reach}, points = {points}; expected equal shapes, resolution > reach, "
-            "points >= 2"
+            f"resolution = {resolution}, reach = {reach}, points = {points}; expected resolution > "
+            "reach, points >= 2"
         )
     box = as_box(box).to(start)
     metric = in_double(metric, start[:1])

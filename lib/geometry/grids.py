@@ -26,7 +26,7 @@ class GridMetric:
     """A twice differentiable metric exp(S(t)), S a bicubic spline; made by `from_grid`.
 
     Callable as (n, 2) -> (n, 2, 2); `jet` adds the exact first and second derivatives. Outside the
-    grid the metric continues with the value at the nearest point of the border.
+    grid the metric keeps the value at the nearest point of the border.
     """
 
     axes: tuple[Tensor, Tensor]
@@ -87,17 +87,10 @@ def from_grid(axes: Sequence[Values], values: Values, *, floor: float = 0.0) -> 
     Log-Euclidean: a C² bicubic spline (not-a-knot) of the matrix logarithm of values + floor · I,
     exponentiated in closed form; positive by construction, error of fourth order in the spacing.
 
-    Args:
-        axes: two increasing 1-D arrays of at least four points, not necessarily equally spaced.
-        values: (len(axes[0]), len(axes[1]), 2, 2), `indexing="ij"`; sets dtype and device.
-        floor: stated regulariser in the units of the metric, for tables that are degenerate.
-
-    Returns:
-        A `GridMetric`, callable (n, 2) -> (n, 2, 2).
-
-    Raises:
-        ValueError: shapes do not match, an axis does not increase, or values + floor · I is
-            somewhere not finite or not positive (says where).
+    axes: two increasing arrays of at least four points. values: (len(axes[0]), len(axes[1]), 2, 2),
+    `indexing="ij"`; sets dtype and device. floor: regulariser in the units of the metric.
+    Raises ValueError on shapes that do not match, an axis that does not increase, or values +
+    floor · I that are somewhere not finite or not positive (says where).
     """
     values = torch.as_tensor(values)
     values = values if values.is_floating_point() else values.double()

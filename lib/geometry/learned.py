@@ -16,8 +16,7 @@ WIDTH = 48  # of the potential's network
 def components(samples: Values, k: int = 64, *, seed: int = 0) -> tuple[Tensor, float]:
     """Principal components (n, k) of samples (n, ...) in units of their spread, and the spread.
 
-    The spread is the root of the mean squared distance from the mean, so that a noise of σ of it is
-    a share of how much samples differ.
+    The spread is the root of the mean squared distance from the mean.
     """
     x = as_tensor(samples, "samples").flatten(1).cpu()
     x = x - x.mean(0)
@@ -32,8 +31,8 @@ def from_posteriors(
 ) -> tuple[nn.Module, float]:
     """log Z by the paper's two steps: maps of features in units of their noise, then the potential.
 
-    Maps are taken at their centroids. Also the median width of the maps per axis, which is the
-    resolution of the estimate. Raises as `from_features` and `fit_posteriors`.
+    Maps are taken at their centroids. Also the median width of the maps per axis, the resolution of
+    the estimate. Raises as `from_features` and `fit_posteriors`.
     """
     maps = from_features(features, t, box=box, grid=grid)
     middle, places = centroids(maps, box), cells(grid)
@@ -47,8 +46,8 @@ def from_noisy(
 ) -> nn.Module:
     """log Z in one step, `fit_direct`: maximum likelihood from four noisy copies of each feature.
 
-    sigma: deviation of the noise that is added. (Copies of one row land on both sides of the
-    held-out split, so early stopping sees less than it seems to.)
+    sigma: deviation of the noise. (Copies of one row land on both sides of the held-out split, so
+    early stopping sees less than it seems to.)
     """
     clean = as_tensor(features, "features").repeat(4, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))

@@ -8,13 +8,13 @@ is a feature that falls between the nodes, narrower than about a thousandth of t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.geometry.checks import Metric, Values, float64
+from lib.geometry.checks import Metric, Values, as_points, float64
 
 SCAN = 192  # fewest panels of a curve whose length is reported
 TOLERANCE = 1e-8  # of a curve's length: where the two rules differ by less, no panel is halved
@@ -34,8 +34,7 @@ GAUSS_NODES = NODES[1::2]
 GAUSS_WEIGHTS = torch.tensor([5, 8, 5], dtype=torch.float64) / 18
 
 
-@dataclass(frozen=True)
-class Panels:
+class Panels(NamedTuple):
     """Pieces left <= u <= left + width of the segments of a batch, in order along every curve."""
 
     segment: Tensor  # (p,), counted through the batch
@@ -69,29 +68,23 @@ def panels(metric: Metric, x: Tensor, *, scan: int = SCAN, tolerance: float = TO
     weight = max(tolerance, 10 * metric.noise) / max(segments, scan)
     for round in range(HALVINGS + 1):
         blocks = zip(*(a.split(PANELS) for a in (segment, left, width)), strict=True)
-        new = _joined([_integrate(metric, x, *block) for block in blocks])
+        new = Panels(
+            *map(torch.cat, zip(*(_integrate(metric, x, *b) for b in blocks), strict=True))
+        )
         curve = segment // segments
         known = total.index_add(0, curve, new.length)
         cut = (new.error > weight * known[curve]) & torch.isfinite(known[curve])
         if round == HALVINGS or not cut.any() or len(segment) > MOST * len(x):
             kept.append(new)
             break
-        kept.append(Panels(*(column[~cut] for column in _columns(new))))
+        kept.append(Panels(*(column[~cut] for column in new)))
         total = total.index_add(0, curve[~cut], new.length[~cut])
         segment, left, width = segment[cut].repeat(2), left[cut], width[cut] / 2
         left, width = torch.cat([left, left + width]), width.repeat(2)
-    found = _joined(kept)
+    found = Panels(*map(torch.cat, zip(*kept, strict=True)))
     order = found.left.argsort()
     order = order[found.segment[order].argsort(stable=True)]
-    return Panels(*(column[order] for column in _columns(found)))
-
-
-def _joined(some: list[Panels]) -> Panels:
-    return Panels(*map(torch.cat, zip(*map(_columns, some), strict=True)))
-
-
-def _columns(found: Panels) -> list[Tensor]:
-    return [getattr(found, field.name) for field in fields(found)]
+    return Panels(*(column[order] for column in found))
 
 
 def positions(x: Tensor, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,9 +115,8 @@ def measure(
 ) -> tuple[Tensor, Tensor, Panels]:
     """Length and error of the length of every curve, each (b,), and the panels.
 
-    Raises:
-        ValueError: with `strict`, where a squared speed is negative or not finite, or the length
-            does not settle, as at a pole (says where and what to do).
+    Raises ValueError, with `strict`, where a squared speed is negative or not finite, or the length
+    does not settle, as at a pole (says where and what to do).
     """
     with torch.no_grad():
         found = panels(metric, x, scan=scan)
@@ -156,9 +148,7 @@ def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
     """The metric g + floor · I on float64 points; one that knows only float32 is asked in float32.
 
     Keeps the derivatives of a metric that brings them (`jet`). t (n, d) is where it is tried.
-
-    Raises:
-        ValueError: the metric does not return (n, d, d).
+    Raises ValueError unless it returns (n, d, d).
     """
     asked, g = in_own_precision(metric, t)
     expected = (len(t), t.shape[1], t.shape[1])
@@ -199,20 +189,17 @@ def in_own_precision(
 def curve_length(metric: Metric, curves: Values) -> Tensor:
     """Length of the continuous polylines (b, points, d), (b,), by adaptive quadrature.
 
-    Lists, arrays and float32 are converted to float64.
-
-    Raises:
-        ValueError: not a finite (b, points >= 2, d), or a metric that is not finite and positive
-            somewhere on the way (says where).
+    Raises ValueError unless curves are a finite (b, points >= 2, d) and the metric is finite and
+    positive on the way (says where).
     """
     x = as_curves(curves)
     return measure(in_double(metric, x[:1, 0]), x)[0]
 
 
 def equidistant(metric: Metric, curves: Values, n: int) -> Tensor:
-    """n points equally spaced in metric length along the polylines (b, points, d), (b, n, d).
+    """n >= 2 points equally spaced in metric length along polylines (b, points, d), ends kept.
 
-    Ends are kept. Raises as `curve_length`, and a ValueError for n < 2.
+    Returns (b, n, d). Raises as `curve_length`.
     """
     if n < 2:
         raise ValueError(f"n = {n}; expected at least the two end points")
@@ -266,6 +253,18 @@ def spread(metric: Metric, x: Tensor, found: Panels, share: Tensor) -> Tensor:
         len(x), -1, x.shape[2]
     )
     return torch.cat([x[:, :1], inner, x[:, -1:]], 1)
+
+
+def as_ends(start: Values, end: Values) -> tuple[Tensor, Tensor]:
+    """End points of paths as float64, or a ValueError unless both are finite (b, d)."""
+    start, end = (
+        as_points(float64(t, name), name).detach() for t, name in ((start, "start"), (end, "end"))
+    )
+    if start.shape != end.shape:
+        raise ValueError(
+            f"start is {tuple(start.shape)}, end is {tuple(end.shape)}; expected two (b, d)"
+        )
+    return start, end
 
 
 def as_curves(curves: Values) -> Tensor:

@@ -1,9 +1,9 @@
 """Riemannian metrics on a parameter space: Fisher, pullback, tabulated, and what is read off them.
 
 A metric is any callable (n, d) -> (n, d, d). Hessians, and derivatives of metrics, are taken by
-nested reverse mode, the one that most torch operations support: through the fused layer
-normalisation of this torch version forward over forward is silently wrong already at second order,
-reverse mode from the third order on, and its SiLU has no second forward derivative.
+nested reverse mode: through the fused layer normalisation of this torch version forward over
+forward is silently wrong already at second order, reverse mode from the third order on, and its
+SiLU has no second forward derivative.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,11 @@ def fisher_metric(potential: Potential, t: Values, *, keep_graph: bool | None = 
     g(t) = ∇² log Z(t) (Lobashev et al. 2025, Eq. 8), exact, by nested reverse mode in blocks of
     rows that fit a cache.
 
-    Args:
-        potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
-        t: (n, d); arrays and integers become float64 tensors, tensors keep dtype and device.
-        keep_graph: keep the result differentiable; by default when t requires a gradient.
-
-    Returns:
-        (n, d, d), symmetric, in the dtype of t, in units of 1 / t².
-
-    Raises:
-        ValueError: t is not a finite (n, d), or the potential does not return one number per row.
+    potential: log Z as a batch, (n, d) -> (n,), each row of its output from its own row of t.
+    t: (n, d); arrays and integers become float64 tensors, tensors keep dtype and device.
+    keep_graph: keep the result differentiable; by default when t requires a gradient.
+    Returns symmetric (n, d, d), in units of 1 / t². Raises ValueError unless t is a finite (n, d)
+    and the potential returns one number per row.
     """
     t = as_points(t)
     keep = t.requires_grad if keep_graph is None else keep_graph
@@ -76,8 +71,8 @@ def _jacobian(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 def in_coordinates(metric: Metric, map: Natural) -> Metric:
     """The metric in new coordinates t, where map takes t to the coordinates θ of `metric`.
 
-    Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t, which is a tensor's
-    transformation law; map is row-wise, (n, d) -> (n, k). Differentiable as `metric` and `map` are.
+    Returns the callable t ↦ J(t)ᵀ metric(map(t)) J(t), J = ∂map/∂t; map is row-wise, (n, d) -> (n,
+    k).
     """
 
     def pulled(t: Values) -> Tensor:
@@ -100,20 +95,12 @@ def pullback_metric(
     J = ∂generate/∂t costs d forward derivatives of the batched call (no finite differences, no
     stored activations); its largest singular value is the local Lipschitz constant.
 
-    Args:
-        generate: row-wise (n, d) -> (n, ...), images or features, or a tuple of both.
-        t: (n, d); sets dtype and device.
-        chunk: rows per call; by default as many as keep the outputs and their derivatives within
-            `max_bytes`. A call that runs out of memory is repeated with half the rows.
-        max_bytes: see chunk.
-
-    Returns:
-        (n, d, d), symmetric positive semi-definite, in the dtype of t; for a tuple of results the
-        tuple of their metrics, at the cost of one.
-
-    Raises:
-        ValueError: t is not a finite (n, d), chunk < 1, or an operation of `generate` has no
-            forward-mode rule (fused attention and fused group normalisation have none).
+    generate: row-wise (n, d) -> (n, ...), images or features, or a tuple of both. t: (n, d).
+    chunk: rows per call; by default as many as keep the outputs and their derivatives within
+    `max_bytes`. A call that runs out of memory is repeated with half the rows.
+    Returns positive semi-definite (n, d, d), or the tuple of them for a tuple, at the cost of one.
+    Raises ValueError on t not a finite (n, d), chunk < 1, or an operation of `generate` without a
+    forward-mode rule (fused attention and fused group normalisation).
     """
     t = as_points(t)
     if chunk is not None and chunk < 1:
@@ -184,10 +171,8 @@ def metric_slope(metric: Metric, t: Values) -> tuple[Tensor, Tensor]:
     """The metric g (n, d, d) and its derivative ∂g (n, d, d, d), ∂g[:, i, j, k] = ∂_k g_ij.
 
     From `metric.jet` where the metric has one (tabulated metrics), by reverse mode otherwise.
-
-    Raises:
-        ValueError: the derivative cannot be trusted: the metric varies with t but cuts the graph,
-            or, in float64, automatic and finite differences disagree.
+    Raises ValueError where the derivative cannot be trusted: the metric varies with t but cuts the
+    graph, or, in float64, automatic and finite differences disagree.
     """
     t = as_points(t)
     if hasattr(metric, "jet"):

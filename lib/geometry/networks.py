@@ -131,9 +131,9 @@ def window_counts(samples: Tensor) -> Tensor:
     """Relative frequency of each local pattern of a two-state system, (n, 512) or (n, 8).
 
     Patterns are 3 x 3 windows of a periodic lattice (n, L, L) or 3-site windows of an open chain
-    (n, N); states are −1 and +1, or 0 and 1. A convolution on binary sites followed by pointwise
-    layers and a mean is a function of these counts, so they are counted once and the network never
-    sees the lattice again. Raises ValueError on other states or shapes.
+    (n, N), states as of `occupied`. A convolution on binary sites followed by pointwise layers and
+    a mean is a function of these counts: they are counted once, and no network sees the lattice
+    again.
     """
     check_windows(samples)
     lattice = samples.ndim == 3
@@ -156,9 +156,9 @@ class LocalStatistic(nn.Module):
     """f(x)/sites from window counts: the mean over sites of a learned function of the window.
 
     u: a small network on the bits of a window; f = Σ_windows count · u(window), additive like an
-    energy. `collective=True` passes the mean through a further network, for systems whose
-    statistic is not a sum of local terms (a driven chain far from equilibrium). The gain is learned
-    as a logarithm, so that the size of f is found in a few steps.
+    energy. `collective=True` passes the mean through a further network, for systems whose statistic
+    is not a sum of local terms. The gain is learned as a logarithm, so that the size of f is found
+    in a few steps.
     """
 
     def __init__(self, lattice_dim: int, d: int, collective: bool = False, seed: int = 0):
@@ -186,11 +186,11 @@ class BundleNetwork(nn.Module):
     from the coordinates of the cells. Of an exponential family this sum is log p(t|x), with a
     linear in f̄ and (θ, K log Z) among the b, up to what belongs to x alone.
 
-    Three parts of the usual U-Net are left out, because each costs accuracy here. Members as
-    channels make it learn one statistic K times over. Batch statistics of samples from all over the
-    box stir each of them, and a sample normalised by itself has lost its magnetisation. An
-    expanding half speaks of sites, and a map is indexed by parameters. K log Z spans hundreds of
-    nats and is wanted to a tenth of one, which takes the depth of b.
+    Three parts of the usual U-Net cost accuracy here. Members as channels make it learn one
+    statistic K times over. Batch statistics of samples from all over the box stir each of them, and
+    a sample normalised by itself has lost its magnetisation. An expanding half speaks of sites, and
+    a map is indexed by parameters. K log Z spans hundreds of nats and is wanted to a tenth of one,
+    which takes the depth of b.
 
     channels: of one sample. width: of the first convolution; later ones are twice as wide.
     periodic: the lattice is a torus, whose bonds across the edge count as well.

@@ -1,8 +1,7 @@
 """Posterior maps p(t|x) on a square grid: by a trained network, or from distances of features.
 
 A map is an array (g, g) over equal cells of the box, `map[i, j]` the probability of the cell with
-centre lower + ((i, j) + 1/2) / g · (upper − lower): `indexing="ij"`, summing to one. Both routes
-take the prior to be uniform in the box.
+centre lower + ((i, j) + 1/2) / g · (upper − lower), summing to one. The prior is uniform.
 """
 
 import math
@@ -37,8 +36,8 @@ def _log_maps(network: nn.Module, bundles: Tensor, grid: int) -> Tensor:
 class Posterior:
     """A trained posterior: `.maps(samples, t)`.
 
-    history: "step" and "held_out", cross-entropy with the bumps on a held-out tenth, in nats
-    against the uniform map; the bundles of a tenth are three times as wide, and so are its maps.
+    history: "step" and "held_out", cross-entropy with the bumps on a held-out tenth (whose bundles
+    are three times as wide), in nats against the uniform map.
     """
 
     network: nn.Module
@@ -54,9 +53,8 @@ class Posterior:
         """Posterior maps (n, g, g), float32, one per sample, for its bundle.
 
         The bundle of a row is drawn from its nearest neighbours among the rows given, itself
-        included; the draw of a row depends on the seed and its position alone.
-        samples: shaped like those of the fit. t: (n, 2) in the caller's units.
-        Raises ValueError as `fit` does.
+        included; the draw depends on the seed and its position alone. Arguments and errors as of
+        `fit`.
         """
         part = _Part(samples, t, self.box, self.neighbours)
         members = part.draw(self.bundle, np.random.default_rng(self.seed))
@@ -81,26 +79,27 @@ def fit(
 ) -> Posterior:
     """Train a network to map a bundle of samples to the posterior of its parameter.
 
-    A bundle is `bundle` samples drawn without replacement from the `neighbours` nearest in
-    parameter space (distances in the unit square, the sample itself included). The loss is the
-    cross-entropy with the mean of the bumps of its members,
-    exp(−|u − u_k|² / 2 bump²) normalised on the grid, u in the unit square. At its minimum the map
-    is the posterior blurred by the bump, so no curvature above about bump⁻² can be recovered.
+    A bundle is `bundle` samples drawn without replacement from the `neighbours` nearest in the unit
+    square, the sample itself included. The loss is the cross-entropy with the mean of the bumps of
+    its members, exp(−|u − u_k|² / 2 bump²) normalised on the grid, u in the unit square. At its
+    minimum the map is the posterior blurred by the bump, so no curvature above about bump⁻² can be
+    recovered.
 
     samples: (n, h, w), (n, c, h, w), or (n, N) chains, folded row by row into a square.
     t: (n, 2), drawn uniformly from the box (2, 2). grid: cells per axis.
     bump: width in units of the box; the paper has 1/50 (Ising) and 1/150 (TASEP), None is one cell.
-    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider
-    `BundleNetwork`; a copy is trained, in mixed precision and compiled where there is a GPU.
+    network: (n, bundle · c, h, w) -> logits (n, grid, grid), e.g. a wider `BundleNetwork`; a copy
+    is trained, in mixed precision and compiled where there is a GPU.
     Raises ValueError on samples outside the box, lengths that differ, chains that fill no square,
     a bundle larger than its neighbourhood, or fewer samples than two neighbourhoods.
     Source: Lobashev et al. 2025, section 3; sizes from the released code.
     """
     samples, t, box = as_tensor(samples, "samples"), as_tensor(t, "t"), as_box(box)
     warn_uneven(*in_box(t, box))
-    settings = dict(bundle=bundle, neighbours=neighbours, bump=bump, seed=seed, n=len(samples))
-    settings |= dict(grid=grid, steps=steps, batch=batch, rate=rate)
-    _check_settings(settings)
+    _check_sizes(len(samples), bundle, neighbours, bump)
+    require_whole(1, steps=steps)
+    require_whole(2, grid=grid, batch=batch)
+    require_whole(0, seed=seed)
     shuffle = torch.from_numpy(np.random.default_rng(seed).permutation(len(samples)))
     held = max(len(samples) // 10, neighbours)
     halves = shuffle[held:], shuffle[:held]  # neighbours within each
@@ -108,11 +107,11 @@ def fit(
     if network is None:
         network = BundleNetwork(parts[0].planes.shape[1], grid, seed=seed)
     history = {"step": [], "held_out": []}
-    watched = parts[1].draw(bundle, np.random.default_rng(seed))
-    network = trainable(network, parts[1].stack(watched[:4]), (grid, grid))
+    few = parts[1].draw(bundle, np.random.default_rng(seed))[:4]
+    network = trainable(network, parts[1].stack(few), (grid, grid))
     posterior = Posterior(network, box, grid, bundle, neighbours, seed, history)
     with subnormals_flushed():
-        _train(posterior, *parts, settings)
+        _train(posterior, *parts, Descent(network.parameters(), rate, steps), batch, bump)
     network.eval()
     return posterior
 
@@ -159,24 +158,30 @@ class _Part:
         return _bumps(self.u[members], grid, bump).mean(1).float().to(self.planes.device)
 
 
-def _train(posterior: Posterior, training: _Part, held_out: _Part, settings: dict) -> None:
+def _train(
+    posterior: Posterior,
+    training: _Part,
+    held_out: _Part,
+    descent: Descent,
+    batch: int,
+    bump: float | None,
+) -> None:
     """Descend the cross-entropy; each step draws from its own generator."""
-    network, steps, seed = posterior.network, settings["steps"], settings["seed"]
+    network, seed = posterior.network, posterior.seed
     on_gpu = training.planes.is_cuda
     forward = torch.compile(network) if on_gpu else network
-    descent = Descent(network.parameters(), settings["rate"], steps)
     watched = held_out.draw(posterior.bundle, np.random.default_rng(seed))[:1024]
 
     def loss(part: _Part, members: Tensor) -> Tensor:
         with torch.autocast(part.planes.device.type, torch.bfloat16, enabled=on_gpu):
             log_maps = _log_maps(forward, part.stack(members), posterior.grid)
-        targets = part.targets(members, posterior.grid, settings["bump"])
+        targets = part.targets(members, posterior.grid, bump)
         return -(targets * log_maps).sum((1, 2)).mean()
 
     def drawn_loss(step: int) -> Tensor:
         generator = np.random.default_rng([seed, step - 1])
         with seeded(seed + step):  # what a network draws itself, as in dropout
-            return loss(training, training.draw(posterior.bundle, generator, settings["batch"]))
+            return loss(training, training.draw(posterior.bundle, generator, batch))
 
     def watch(step: int) -> None:
         network.eval()
@@ -187,7 +192,7 @@ def _train(posterior: Posterior, training: _Part, held_out: _Part, settings: dic
         network.train()
 
     network.train()
-    with progress("posterior", steps) as bar:
+    with progress("posterior", descent.steps) as bar:
         descent.run(drawn_loss, watch, bar=bar)
 
 
@@ -203,17 +208,16 @@ def from_features(
     """Posterior maps from distances of features, assuming them Gaussian, E(x) ~ N(μ(t), I).
 
     p(t|x_1..x_N) ∝ prior(t) exp(−N/2 |E − μ(t)|²), E the mean feature of the N samples; the
-    Fisher metric is then JᵀJ, J = ∂μ/∂t. μ at the centre of a cell is a local linear regression
-    of the features with the weights of the bilinear splat, so neither the number of samples near a
+    Fisher metric is then JᵀJ, J = ∂μ/∂t. μ at the centre of a cell is a local linear regression of
+    the features with the weights of the bilinear splat, so neither the number of samples near a
     cell nor a slope of that number moves it.
 
     features: (n, F) in units of their standard deviation at fixed t; for a deterministic generator
-    the unit is a choice. t: (n, 2) in the caller's units. box: (2, 2). grid: cells per axis.
+    the unit is a choice. t: (n, 2). box: (2, 2). grid: cells per axis.
     density: divide the sampling density out, a uniform prior; False keeps it as the prior.
     count: N; below one it is a temperature, for features sharper than the grid can show.
-    Returns (n, g, g) in the precision of the features, at least single.
-    Raises ValueError on features of zero length or not finite, lengths that differ, samples outside
-    the box, count <= 0, and fewer samples than cells can use (over half of the cells empty).
+    Returns (n, g, g). Raises ValueError on features of zero length or not finite, lengths that
+    differ, samples outside the box, count <= 0, and over half of the cells empty.
     Source: Lobashev et al. 2025, Eq. 18-19; the regression is ours.
     """
     require_whole(2, grid=grid)
@@ -303,21 +307,18 @@ def _planes(samples: Tensor) -> Tensor:
     return samples if samples.ndim == 4 else samples[:, None]
 
 
-def _check_settings(settings: dict) -> None:
-    """Refuse sizes that no training can use."""
-    leasts = {"bundle": 1, "neighbours": 1, "grid": 2, "steps": 1, "batch": 2, "seed": 0}
-    for name, least in leasts.items():
-        require_whole(least, **{name: settings[name]})
-    bundle, neighbours, bump = (settings[name] for name in ("bundle", "neighbours", "bump"))
-    if not 1 <= bundle <= neighbours:
+def _check_sizes(n: int, bundle: int, neighbours: int, bump: float | None) -> None:
+    """Refuse bundles that n samples cannot fill, and widths that are none."""
+    require_whole(1, bundle=bundle, neighbours=neighbours)
+    if bundle > neighbours:
         raise ValueError(
             f"bundle={bundle}, neighbours={neighbours}: a bundle is drawn without replacement, so "
-            "it has at least one member and at most as many as the neighbourhood"
+            "it has at most as many members as the neighbourhood"
         )
-    if settings["n"] < 2 * neighbours:
+    if n < 2 * neighbours:
         raise ValueError(
-            f"{settings['n']} samples are too few for neighbours={neighbours} in both the training "
-            "and the held-out part; give at least twice as many"
+            f"{n} samples are too few for neighbours={neighbours} in both the training and the "
+            "held-out part; give at least twice as many"
         )
     if bump is not None and not 0 < bump < math.inf:
         raise ValueError(f"bump={bump}; give a positive width in units of the box, or None")

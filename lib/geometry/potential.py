@@ -55,11 +55,9 @@ class Fit:
     """A fitted exponential family.
 
     potential: a convex network, or `reweighting.Reweighted`; θ (n, d) -> log Z (n,), float64, up to
-    an affine function of θ.
-    network: samples (or their window counts) -> f/sites in the rescaled coordinates.
-    natural: t -> θ.
-    history: "step" and "held_out", the held-out negative log-likelihood in nats against the
-    uniform density on the box; step 0 is the warm start.
+    an affine function of θ. network: samples (or their window counts) -> f/sites in the rescaled
+    coordinates. natural: t -> θ. history: "step" and "held_out", the held-out negative
+    log-likelihood in nats against the uniform density on the box; step 0 is the warm start.
     """
 
     potential: nn.Module
@@ -99,13 +97,12 @@ def fit_direct(
        keeping the weights with the best held-out likelihood.
 
     samples: (n, L, L) or (n, N) with two states, or anything that `network` maps to (n, d).
-    t: (n, d) in the caller's units. box: (2, d), lower and upper corner; the prior is uniform in t.
-    natural: t -> θ, torch operations. network: samples -> f/sites; the default reads local windows,
-    and `collective` makes it nonlinear in their frequencies. grid: points per axis of the integral.
-    steps: of stages 1 and 3, stage 2 takes twice as many. Trains in float32, returns float64.
-    Raises ValueError on samples outside the box or not finite, fewer than two distinct parameters,
-    lengths that differ, a `natural` that is not finite on the box, fewer than 20 steps, and a grid
-    too coarse for the data.
+    t: (n, d) in the caller's units. box: (2, d), lower and upper corner. natural: t -> θ.
+    network: samples -> f/sites; the default reads local windows, and `collective` makes it
+    nonlinear in their frequencies. grid: points per axis of the integral. steps: >= 20, of stages 1
+    and 3, stage 2 takes twice as many. Trains in float32, returns float64.
+    Raises ValueError on samples outside the box or not finite, lengths that differ, a `natural`
+    that is not finite on the box, and a grid too coarse for the data.
     """
     require_whole(20, steps=steps)
     require_whole(2, grid=grid)
@@ -142,7 +139,7 @@ def fit_direct(
 class Likelihood:
     """The losses of one fit: inputs x and rescaled parameters s, a tenth of them held out.
 
-    Each step draws its batch anew; none of the losses depends on the number of the step.
+    Each step draws its batch anew.
     """
 
     fit: Fit
@@ -246,13 +243,10 @@ class Likelihood:
 
 
 def bregman(potential: Potential, t: Values, t0: Values) -> Tensor:
-    """Bregman divergence D(t, t₀) = φ(t) − φ(t₀) − ⟨∇φ(t₀), t − t₀⟩, row by row.
+    """Bregman divergence D(t, t₀) = φ(t) − φ(t₀) − ⟨∇φ(t₀), t − t₀⟩, row by row, (n,) float64.
 
     For φ = log Z of an exponential family it is KL(p(·|t₀) ‖ p(·|t)), in nats. Adding an affine
-    function to φ changes nothing.
-
-    potential: (n, d) -> (n,), each row from its own row. t: (n, d). t0: (n, d), or (1, d) for all.
-    Returns (n,) float64. Raises ValueError on other shapes.
+    function to φ changes nothing. t: (n, d). t0: (n, d), or (1, d) for all; else ValueError.
     Source: Lobashev et al. 2025, Eq. 11-12.
     """
     t = float64(t, "t")
@@ -293,9 +287,8 @@ def align_affine(
 
     log Z is known from samples only up to an affine function of θ (Theorem 3.2), so every score of
     its values or slopes needs this first; `scale=True` also frees the unit of the estimate.
-
-    estimate, reference: (n,). t: (n, d), the coordinates in which the freedom is affine.
-    Raises ValueError on lengths that differ or values that are not finite.
+    estimate, reference: (n,). t: (n, d), the coordinates in which the freedom is affine. Raises
+    ValueError on lengths that differ or values that are not finite.
     """
     estimate, reference, t = float64(estimate), float64(reference), float64(t)
     shapes = tuple(estimate.shape), tuple(reference.shape), tuple(t.shape)

@@ -1,6 +1,7 @@
 """Newton relaxation of polylines to minimal length, many at once."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ GRADINGS = 3  # times that points move to where a path bends
 GRADED = 1e-4  # of a length: excess over the smooth curve from which they do
 ROUNDING = 1e-9  # of a length: what one quadrature may differ from the next by
 CPU_SEGMENTS = 2**12  # segments relaxed at once on a CPU, so that the working set stays in cache
+
+
+def chosen(keep: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Row by row a where to keep it, else b."""
+    return torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b)
 
 
 def block_size(x: Tensor) -> int:
@@ -98,7 +104,7 @@ class Relaxation:
             slope = (system.gradient * (trial - x)[:, 1:-1]).sum((1, 2))
             small = -slope * (1 + damping) <= tolerance * system.value
             finished = solved & small & (slope <= 0)
-            result[live] = torch.where(finished[:, None, None], trial, x)
+            result[live] = chosen(finished, trial, x)
             length[live], converged[live] = system.length, finished
             if finished.all():
                 break
@@ -107,7 +113,7 @@ class Relaxation:
             damping, system, share = damping[go], system.rows(go), share[go]
             new = _system(self.metric, trial, share, self.scan)
             accept = solved & (new.value <= (1 + self._rounding()) * system.value + 1e-4 * slope)
-            x = torch.where(accept[:, None, None], trial, x)
+            x = chosen(accept, trial, x)
             system = new.where(accept, system)
             damping = torch.where(accept, damping / 10, (10 * damping).clamp(min=1e-2))
             damping = torch.where(damping < 1e-3, 0.0, damping)
@@ -141,8 +147,7 @@ def _graded(bend: Tensor, parts: Tensor) -> Tensor:
     return place.diff(dim=1)
 
 
-@dataclass
-class _System:
+class _System(NamedTuple):
     """Objective, gradient and the two block-tridiagonal matrices of a batch of paths."""
 
     value: Tensor  # (b,)
@@ -153,15 +158,11 @@ class _System:
     sobolev: Tensor  # (b, k, d, d), the same with the metric held fixed: always positive
     sobolev_upper: Tensor
 
-    def parts(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self.__dataclass_fields__]
-
     def rows(self, index: Tensor) -> "_System":
-        return _System(*(part[index] for part in self.parts()))
+        return _System(*(part[index] for part in self))
 
     def where(self, keep: Tensor, other: "_System") -> "_System":
-        pairs = zip(self.parts(), other.parts(), strict=True)
-        return _System(*(torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+        return _System(*(chosen(keep, *pair) for pair in zip(self, other, strict=True)))
 
 
 def _step(system: _System, x: Tensor, box: Tensor | None, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,14 +279,9 @@ def solve_tridiagonal(diagonal: Tensor, upper: Tensor, right: Tensor) -> tuple[T
     Cyclic reduction: every second block row is eliminated at once, so k rows cost about log2 k
     batched operations of O(k d³) in total (Golub and Van Loan, Matrix Computations, 4.5.4).
 
-    Args:
-        diagonal: (b, k, d, d), symmetric.
-        upper: (b, k - 1, d, d), coupling of row i to row i + 1.
-        right: (b, k, d).
-
-    Returns:
-        Solution (b, k, d), and (b,) whether every pivot was positive, that is, whether the matrix
-        is positive definite; the solution is meaningless where it is not.
+    diagonal: (b, k, d, d), symmetric. upper: (b, k - 1, d, d), coupling of row i to row i + 1.
+    right: (b, k, d). Returns the solution (b, k, d), and (b,) whether the matrix is positive
+    definite; the solution is meaningless where it is not.
     """
     inverse, positive = _inverse(diagonal[:, ::2])
     if diagonal.shape[1] == 1:

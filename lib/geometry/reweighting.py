@@ -82,11 +82,10 @@ def reweight(
 
         (1/N) Σ_n log Σ_k c_k exp(⟨θ_k, f_n⟩ − φ_k) + Σ_k c_k φ_k.
 
-    statistics: (n, d), f(x_n). t: (n, d), the label of each sample, from any prior.
-    natural: t -> θ, by default the identity.
-    cells: at most so many. They are small where a sample knows its label well; equal labels are one
-    cell, so that few distinct labels are treated exactly.
-    tolerance: largest error of the share of a cell, relative to its own.
+    statistics: (n, d), f(x_n). t: (n, d), the label of each sample, from any prior. natural: t ->
+    θ.
+    cells: at most so many, small where a sample knows its label well; equal labels are one cell, so
+    that few distinct labels are treated exactly. tolerance: of the share of a cell, relative.
     Raises ValueError on shapes that disagree, values that are not finite, and labels with gaps that
     no sample bridges.
     Source: Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); Vardi, Ann. Stat. 13, 178 (1985).

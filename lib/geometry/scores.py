@@ -26,9 +26,7 @@ def aligned(
     """log Z aligned with a reference, scale and all, as a function of t; and the alignment.
 
     The freedom is affine in θ = natural(t), and one alignment at the points t serves everywhere.
-
-    log_z: θ (n, d) -> (n,). reference: (n,). t: (n, d).
-    Raises ValueError as `align_affine` does.
+    log_z: θ (n, d) -> (n,). reference: (n,). t: (n, d). Raises as `align_affine`.
     """
     theta = natural(float64(t, "t"))
     alignment = align_affine(log_z(theta).detach(), reference, theta, scale=True)

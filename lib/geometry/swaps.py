@@ -10,6 +10,7 @@ z that are given, learning to tell the two apart is a logistic regression in A, 
 Then `reweighting.reweight` solves for log Z, which is convex too. No prior, no box and no seed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from lib.geometry.boxes import centres
 from lib.geometry.checks import (
     Natural,
     Values,
@@ -29,7 +31,7 @@ from lib.geometry.checks import (
     require_whole,
 )
 from lib.geometry.potential import FEWEST, Fit, identity
-from lib.geometry.reweighting import reweight
+from lib.geometry.reweighting import Reweighted, reweight
 
 RIDGE = 1e-5  # nats in all, for unit A of features that are uncorrelated and of unit variance
 STEPS = 50
@@ -79,10 +81,9 @@ def fit_swaps(
     t: (n, d), the label of each sample, from any prior. natural: t -> θ, by default the identity.
     partners: of each sample. cells: of the reweighting.
     What the features cannot say of the true statistic is lost, and φ is too flat by as much.
-    Returns a `Fit`: its `statistic` reads features, and its history holds "step" and "loss", the
-    mean of −log P(as they are) over pairs in nats; knowing nothing is log 2.
-    Raises ValueError on values that are not finite, lengths that differ, fewer than 20 samples,
-    labels that are all equal in a coordinate, features that are all constant, and labels with gaps.
+    Returns a `Fit`: its `statistic` reads features, its history holds "step" and "loss", the mean
+    of −log P(as they are) over pairs in nats; knowing nothing is log 2. Raises ValueError on values
+    not finite, lengths that differ, fewer than 20 samples, and labels or features that do not vary.
     """
     require_whole(1, partners=partners, cells=cells)
     z, t, theta = _checked(features, t, natural or identity)
@@ -90,6 +91,75 @@ def fit_swaps(
     potential = reweight(z @ a, t, natural=natural, cells=cells)
     here = as_tensor(features, "features").device
     return SwapFit(potential.to(here), LinearStatistic(a.to(here)), natural or identity, history)
+
+
+def refined(fit: SwapFit, features: Values, t: Values, *, box: Values, grid: int = 40) -> SwapFit:
+    """The same fit with A by the full likelihood of the labels, drawn uniformly from the box.
+
+    Swaps ask about pairs, the posterior p(θ|x) ∝ exp(⟨θ, A z⟩ − φ_A(θ)) about all labels at once.
+    To first order φ follows A as ⟨θ, dA ζ(θ)⟩, ζ(θ) = E[z|θ] by reweighting, so that
+
+        log p(θ|x) = ⟨θ, A z⟩ − φ_A(θ) + ⟨θ, dA (z − ζ(θ))⟩ − log of its integral over the box
+
+    is a logistic regression in dA. At its solution φ is reweighted anew.
+
+    features, t, errors: as of `fit_swaps`. box: (2, d). grid: points per axis of the integral.
+    """
+    z, t, theta = (x.to(fit.network.matrix) for x in _checked(features, t, fit.natural))
+    nodes = mapped(fit.natural, centres(box, grid).to(z))
+    basis, f, history = _whitening(z), fit.statistic(z), []
+    white, phi = (z - z.mean(0)) @ basis, fit.potential
+    seen, own = (_response(f, white, phi, q) for q in (nodes, theta))
+    start = phi(theta).sum() - (theta * f).sum()
+    score = torch.einsum("na,nb->ba", theta, white - own).flatten()
+    about = dict(f=f, z=white, nodes=nodes, seen=seen, phi=phi(nodes))
+    loss = partial(_posterior_loss, start=start.item(), score=score, **about)
+    step = _newton(torch.zeros_like(score), loss, history).view(white.shape[1], -1)
+    statistic = LinearStatistic(fit.network.matrix + basis @ step)
+    history = {"step": np.arange(len(history)), "loss": np.array(history)}
+    potential = reweight(statistic(z), t, natural=fit.natural)
+    return SwapFit(potential, statistic, fit.natural, history)
+
+
+def _response(f: Tensor, z: Tensor, potential: Reweighted, theta: Tensor) -> Tensor:
+    """E[z|θ] at θ (n, d) by the weights of a potential made of the statistics f, (n, k)."""
+    distinct, row = torch.unique(f, dim=0, return_inverse=True)
+    mean = z.new_zeros(len(distinct), z.shape[1]).index_add_(0, row, z)
+    mean = mean / row.bincount()[:, None]
+    logs = (block @ distinct.T + potential.log_weights for block in theta.split(256))
+    return torch.cat([log.softmax(1) @ mean for log in logs])
+
+
+def _posterior_loss(
+    a: Tensor,
+    start: float,
+    score: Tensor,
+    f: Tensor,
+    z: Tensor,
+    nodes: Tensor,
+    seen: Tensor,
+    phi: Tensor,
+) -> tuple[float, Tensor, Tensor]:
+    """Mean of −log p(θ|x) against the uniform density, gradient and Hessian in dA, flat."""
+    step, size = a.view(z.shape[1], -1), len(a)
+    tilt = (seen[:, :, None] * nodes[:, None]).flatten(1)
+    level = phi + tilt @ a
+    square = (nodes[:, :, None] * nodes[:, None]).flatten(1)
+    cross = (nodes[:, :, None] * tilt[:, None]).flatten(1)
+    loss, gradient, hessian = start - (score @ a).item(), -score, RIDGE * torch.eye(size).to(a)
+    for rows in torch.arange(len(z)).split(2_000):
+        x = z[rows]
+        log = (f[rows] + x @ step) @ nodes.T - level
+        total = log.logsumexp(1)
+        p = (log - total[:, None]).exp()
+        mean = (x[:, :, None] * (p @ nodes)[:, None]).flatten(1) - p @ tilt
+        own = torch.einsum("nb,nc,nad->bacd", x, x, (p @ square).unflatten(1, step.shape[1:] * 2))
+        mixed = torch.einsum("nb,nam->bam", x, (p @ cross).unflatten(1, (-1, size)))
+        own, mixed = own.reshape(size, size), mixed.reshape(size, size)
+        loss += (total - math.log(len(nodes))).sum().item()
+        gradient = gradient + mean.sum(0)
+        hessian += own - mixed - mixed.T + (tilt.T * p.sum(0)) @ tilt - mean.T @ mean
+    return loss / len(z), gradient / len(z), hessian / len(z)
 
 
 def pairs(theta: Tensor, partners: int) -> tuple[Tensor, Tensor]:

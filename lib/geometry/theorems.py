@@ -75,11 +75,10 @@ def posterior_convergence(
     It is integrated over eight deviations of the posterior about t₀, as far as the box reaches.
     The error of the mean falls like N^{−1/2}, what the evidence adds like log N / N.
 
-    potential: exact φ = log Z in natural coordinates, (n, d) -> (n,). statistics: (repeats, N_max,
-    d), f of independent samples drawn at t0. t0: (d,). box: (2, d), t0 inside. claimed: the φ that
-    D is made of, by default the same. grid: cells per axis. least: smallest N in the fitted slope;
-    N are the powers of two up to N_max. Raises ValueError on shapes that disagree and fewer than
-    two N.
+    potential: exact φ = log Z, (n, d) -> (n,). statistics: (repeats, N_max, d), f of independent
+    samples drawn at t0 (d,), inside the box (2, d). claimed: the φ that D is made of, by default
+    the same. grid: cells per axis. least: smallest N in the fitted slope, of the powers of two up
+    to N_max. Raises ValueError on shapes that disagree and fewer than two N.
     Source: Lobashev et al. 2025, Theorem 3.1; the rate is ours.
     """
     require_whole(2, grid=grid)

@@ -50,13 +50,10 @@ def fit_posteriors(
     and curvatures come out near 0.6 of the truth; `t=centroids(maps, box)` removes this bias.
     count: samples behind a map (its bundle), so that the result belongs to one sample.
     convex: False fits a `FreePotential`, whose convexity is then a finding and no assumption.
-    width: of the network.
-    Returns a `Fit`; its history holds the Jensen-Shannon loss of a tenth of the maps, in nats, and
-    its `statistic(maps)` is the posterior mean of ∇φ, which is f(x) where the map fades inside the
-    box. Trains in float32, returns float64.
-    Raises ValueError on maps that are not (n, g, g), negative, not summing to one, or made on
-    another box than t, lengths that differ, parameters outside the box and fewer than two.
-    Source: Lobashev et al. 2025, Eq. 22-24.
+    Returns a `Fit`; its history holds the loss of a tenth of the maps, in nats, and its
+    `statistic(maps)` is the posterior mean of ∇φ, which is f(x) where the map fades inside the box.
+    Raises ValueError on maps that are no probabilities or made on another box than t, lengths that
+    differ, and parameters outside the box. Source: Lobashev et al. 2025, Eq. 22-24.
     """
     require_whole(1, steps=steps, batch=batch, width=width)
     require_whole(0, seed=seed)

@@ -1,9 +1,8 @@
 """Square-lattice Ising model with field: equilibrium samples and the exact answers.
 
 Weight exp(beta sum s s' + field sum s): `beta` = 1/T and `field` = H/T are dimensionless, the
-lattice is periodic, every bond counts once. Every random number is a hash of (seed, index of the
-entry, sweep, site), so a configuration depends neither on the batch it is drawn in, nor on the
-number of threads, nor on the device.
+lattice is periodic, every bond counts once. Every random number is a hash of (seed, entry, sweep,
+site): a configuration depends neither on its batch, nor on threads, nor on the device.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,6 @@ from lib.physics.streams import GOLDEN, Words, mix
 
 __all__ = [
     "CRITICAL_BETA",
-    "autocorrelation_time",
     "cylinder_cumulants",
     "cylinder_free_energy",
     "equilibrium_sweeps",
@@ -79,24 +77,14 @@ def sample(
     1 - exp(-2 |field|); clusters bonded to the ghost take sign(field), the others a fair sign.
     Both probabilities are rounded to multiples of 2^-32, so |field| < 1e-10 draws as no field.
 
-    Args:
-        beta: inverse temperature 1/T >= 0, number or (n,).
-        field: H/T, number or (n,).
-        size: linear size, 3 to 46,340.
-        sweeps: cluster sweeps from the start; None takes `equilibrium_sweeps(size)`.
-        seed: a whole number from 0 to 2^64 - 1; the same seed gives the same configurations.
-        device: "cpu" for the compiled code on all threads, "cuda" or "cuda:1" for tensors on a
-            GPU, "torch" for the same tensor code on the CPU. All give the same configurations.
-        start: "hot" (independent random signs) or "cold" (all +1).
-        first: index of the first entry: entries a.. b drawn with first=a equal rows a .. b of one
-            long draw, so a large set can be made in pieces.
-
-    Returns:
-        int8 (n, size, size), values -1 and +1.
-
-    Raises:
-        ValueError: a beta, field, size, sweeps, start or device that is not allowed.
-
+    beta, field: 1/T >= 0 and H/T, numbers or (n,). size: linear, 3 to 46,340.
+    sweeps: from the start; None takes `equilibrium_sweeps(size)`. seed: 0 to 2^64 - 1.
+    device: "cpu" for compiled code on all threads, "cuda" or "cuda:1" for tensors on a GPU, "torch"
+    for the same tensor code on the CPU. All give the same configurations.
+    start: "hot" (independent random signs) or "cold" (all +1).
+    first: index of the first entry: entries a.. b drawn with first=a equal rows a .. b of one
+    long draw, so a large set can be made in pieces.
+    Returns int8 (n, size, size), values -1 and +1. Raises ValueError for anything else.
     Source: Swendsen and Wang, Phys. Rev. Lett. 58, 86 (1987); ghost spin: Fortuin and Kasteleyn,
     Physica 57, 536 (1972).
     """
@@ -107,15 +95,11 @@ def sample(
 def equilibrium_sweeps(size: int) -> int:
     """Cluster sweeps from a hot start to equilibrium: ten autocorrelation times.
 
-    Rule: ceil(10 tau) with tau = 1.3 size^(1/3). Measured with `trajectory` and
-    `autocorrelation_time` at 0.97, 1 and 1.03 times the critical beta, without field and with
-    field 0.3 size^(-15/8): the largest tau of energy and |m| was 2.6, 3.4, 4.1, 5.1 and 7.0 sweeps
-    at sizes 8, 16, 32, 64 and 128. Hot and cold starts meet well before: at size 32, for beta from
-    0.2 to 0.8 and field from 0 to 0.01, the means of 3,000 chains differed by less than 0.1
-    standard deviations after at most 21 of the 42 sweeps, and at beta = 10 the last chain reached
-    a ground state after 17.
-
-    So 26 sweeps at size 8, 42 at size 32, 66 at size 128; ValueError for size below 3.
+    ceil(10 tau) with tau = 1.3 size^(1/3): 26 at size 8, 66 at 128. Measured at 0.97, 1 and 1.03
+    times the critical beta, without field and with 0.3 size^(-15/8): the largest tau of energy and
+    |m| was 2.6, 3.4, 4.1, 5.1 and 7.0 sweeps at sizes 8, 16, 32, 64 and 128. Hot and cold starts
+    meet well before: at size 32 the means of 3,000 chains differed by less than 0.1 standard
+    deviations after at most half of the sweeps, also at beta = 10. ValueError for size below 3.
     """
     return int(np.ceil(13 * check_count("size", size, 3) ** (1 / 3)))
 
@@ -130,9 +114,8 @@ def trajectory(
     seed: int = 0,
     move: str = "cluster",
 ) -> tuple[Floats, Floats]:
-    """Record energy and magnetisation per site after every sweep.
+    """Energy −sum s s' / N and magnetisation sum s / N after every sweep, (n, sweeps) each.
 
-    energy = -sum s s' / N and magnetisation = sum s / N, N = size^2, (n, sweeps) each.
     move: "cluster" (`sample`) or "metropolis" (`metropolis`). All else, and errors, as of `sample`.
     """
     _, bonds, totals = _evolve(beta, field, size, sweeps, start, seed, move=move, record=True)
@@ -150,19 +133,17 @@ def metropolis(
 ) -> Spins:
     """Run single-spin Metropolis sweeps: the baseline, not known to be in equilibrium.
 
-    Sites in order; a flip is accepted with probability min(1, exp(-2 s (beta sum s' + field))).
-    At beta = field = 0 every flip is accepted, so a cold start never mixes there. Arguments,
-    result and errors as of `sample`; a sweep is size^2 proposals.
+    Sites in order; a flip is accepted with probability min(1, exp(-2 s (beta sum s' + field))), so
+    at beta = field = 0 a cold start never mixes. Arguments, result and errors as of `sample`.
     Source: Metropolis et al., J. Chem. Phys. 21, 1087 (1953).
     """
     return _evolve(beta, field, size, sweeps, start, seed, move="metropolis")[0]
 
 
 def observables(samples: ArrayLike) -> Integers:
-    """Sufficient statistics (sum s s', sum s) of each configuration, conjugate to (beta, field).
+    """Sufficient statistics (sum s s', sum s), conjugate to (beta, field), int64 (n, 2).
 
-    samples: (n, size, size) spins -1 and +1, size at least 3. Returns int64 (n, 2).
-    Raises ValueError for another shape, or other values, 0 and 1 among them.
+    samples: (n, size, size) spins -1 and +1, size at least 3; ValueError for anything else.
     """
     values = check_reals("samples", samples, "spins -1 and +1")
     if values.ndim != 3 or values.shape[1] != values.shape[2] or values.shape[1] < 3:
@@ -191,8 +172,8 @@ def windows(samples: ArrayLike) -> Floats:
 def natural(t: ArrayLike | Tensor) -> Tensor:
     """Map (T, H) to the natural parameters (1/T, H/T), (..., 2); T = 0 gives infinity.
 
-    Differentiable, out of place, safe under `torch.func` transforms; arrays and lists become
-    float64. Raises ValueError for another last dimension, or values that are not real numbers.
+    Differentiable, safe under `torch.func` transforms; arrays and lists become float64. Raises
+    ValueError for another last dimension, or values that are not real numbers.
     """
     t = t if isinstance(t, Tensor) else torch.as_tensor(check_reals("t", t, "finite (T, H)"))
     if t.ndim == 0 or t.shape[-1] != 2 or t.is_complex() or t.dtype == torch.bool:
@@ -200,44 +181,6 @@ def natural(t: ArrayLike | Tensor) -> Tensor:
         raise ValueError(f"t is {given}; allowed are real numbers (T, H) of shape (..., 2)")
     temperature, field = (t if t.is_floating_point() else t.double()).unbind(-1)
     return torch.stack([1 / temperature, field / temperature], dim=-1)
-
-
-def autocorrelation_time(series: ArrayLike, window: float = 6.0) -> Floats:
-    """Integrated autocorrelation time of each row, in steps.
-
-    tau = 1/2 + sum_{t=1}^{W} rho(t), with the smallest W >= window tau; the error of the row's
-    mean is std sqrt(2 tau / length), and independent values have tau = 1/2. Never below 1/2.
-
-    series: (..., length), length at least 2; a constant row has tau = 1/2. window: 4 to 10; larger
-    is less biased and noisier. Raises ValueError for other values.
-    Source: Sokal, Monte Carlo Methods in Statistical Mechanics (1997), Eq. 3.17-3.19.
-    """
-    series = check_reals("series", series, "finite numbers")
-    if series.ndim == 0 or series.shape[-1] < 2:
-        raise ValueError(f"series has shape {series.shape}; allowed is (..., length >= 2)")
-    if not 4 <= window <= 10:
-        raise ValueError(f"window is {window}; allowed is 4 to 10")
-    length = series.shape[-1]
-    spectrum = np.fft.rfft(_deviations(series), 2 * length)
-    covariance = np.fft.irfft(np.abs(spectrum) ** 2)[..., :length] / np.arange(length, 0, -1)
-    variance = covariance[..., :1]
-    rho = np.where(variance > 0, covariance / np.where(variance > 0, variance, 1.0), 0.0)
-    tau = 0.5 + np.cumsum(rho[..., 1:], axis=-1)
-    closed = np.arange(1, length) >= window * tau
-    stop = np.where(closed.any(-1), closed.argmax(-1), length - 2)
-    return np.maximum(np.take_along_axis(tau, stop[..., None], axis=-1)[..., 0], 0.5)
-
-
-def _deviations(series: Floats) -> Floats:
-    """Rows less their means, by a power of two within [-2, 2]: squares neither vanish nor overflow.
-
-    A constant row is exactly zero, though the mean of ten times 0.1 is not 0.1.
-    """
-    scale = np.frexp(np.abs(series).max(-1, keepdims=True))[1]
-    rows = np.ldexp(series, -scale)
-    constant = (series == series[..., :1]).all(-1, keepdims=True)
-    rows = np.where(constant, 0.0, rows - rows.mean(-1, keepdims=True))
-    return np.ldexp(rows, -np.frexp(np.abs(rows).max(-1, keepdims=True))[1])
 
 
 def _entries(beta: ArrayLike, field: ArrayLike) -> tuple[Floats, Floats]:

@@ -32,9 +32,8 @@ def log_partition(beta: ArrayLike, field: ArrayLike, size: int) -> Floats:
     V(a) = sum_i (beta a_i a_{i+1} + field a_i). T commutes with translations of the ring, so it is
     a block T_k for each momentum k, and the blocks of k and -k have equal traces.
 
-    beta >= 0 and field broadcast, size 3 to 12. Not divided by the number of sites.
-    Raises ValueError for beta negative or not finite, field not finite, shapes that do not
-    broadcast, and another size. Source: Kramers and Wannier, Phys. Rev. 60, 252 (1941).
+    beta >= 0 and field broadcast, size 3 to 12; ValueError for anything else.
+    Source: Kramers and Wannier, Phys. Rev. 60, 252 (1941).
     """
     beta, field = check_parameters(beta, field)
     size = check_count("size", size, 3, LARGEST_TRANSFER)
@@ -48,7 +47,6 @@ def cylinder_free_energy(beta: ArrayLike, field: ArrayLike, width: int) -> Float
 
     The leading eigenvector is positive, hence unchanged by translations and reflections of the
     ring; the eigenvalue is computed among such vectors (224 of them at width 12). F is T times it.
-
     Arguments, errors and source as of `log_partition`, width for size.
     """
     beta, field = check_parameters(beta, field)
@@ -66,9 +64,9 @@ def cylinder_cumulants(
     Of the largest eigenvalue λ of T with unit vector v: λ_a = vᵀT_a v and
     λ_ab = vᵀT_ab v + 2 Σ_k (vᵀT_a v_k)(v_kᵀT_b v) / (λ − λ_k), exact, no differences.
 
-    Returns values (...), means per site (..., 2), Fisher metric per site (..., 2, 2).
-    Raises ValueError as `log_partition`; also where λ and the next eigenvalue agree to 12 digits,
-    as they do without field deep in the ordered phase, where the metric diverges.
+    Returns values (...), means per site (..., 2), Fisher metric per site (..., 2, 2). Raises
+    ValueError as `log_partition`, and where λ and the next eigenvalue agree to 12 digits, as
+    without field deep in the ordered phase, where the metric diverges.
     """
     beta, field = check_parameters(beta, field)
     width = check_count("width", width, 3, LARGEST_TRANSFER)
@@ -100,7 +98,7 @@ def levels(size: int = 4) -> tuple[Integers, Integers]:
     """Distinct (sum s s', sum s) of the size x size torus, and how many states share each.
 
     log Z(beta, field) = log Σ_k count_k exp(beta E_k + field M_k), by enumeration.
-    size: 3 or 4 (512 or 65,536 states), else ValueError. Returns int64 (k, 2) and (k,).
+    size: 3 or 4, else ValueError. Returns int64 (k, 2) and (k,).
     """
     sites = check_count("size", size, 3, 4) ** 2
     spins = 1 - 2 * ((np.arange(2**sites)[:, None] >> np.arange(sites)) & 1)
@@ -116,11 +114,11 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
 
         R = ψ_βhh (ψ_ββ ψ_βhh − ψ_hh ψ_βββ) / (2 ψ_ββ² ψ_hh²),
 
-    in the convention R = +2 on the unit sphere. The derivatives are those of the transfer matrix,
-    carried along its powers, with the energy counted from the ground state: no differences, so
-    that R keeps nine digits from infinite temperature down to its limit 2 (N − 1) / N at zero.
-    Near the critical point |R| grows like the correlation volume ξ², so its maximum like size².
-    Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995). Errors as `log_partition`.
+    in the convention R = +2 on the unit sphere. Derivatives are carried along the powers of the
+    transfer matrix, the energy counted from the ground state: nine digits from infinite temperature
+    down to the limit 2 (N − 1) / N at zero. Near the critical point |R| grows like the correlation
+    volume ξ², so its maximum like size². Errors as `log_partition`.
+    Source: Ruppeiner, Rev. Mod. Phys. 67, 605 (1995).
     """
     beta, _ = check_parameters(beta)
     size = check_count("size", size, 3, LARGEST_TRANSFER)
@@ -132,10 +130,10 @@ def zero_field_curvature(beta: ArrayLike, size: int) -> Floats:
 
 @lru_cache
 def _orbits(width: int, reflect: bool) -> tuple[Integers, Integers, Floats]:
-    """Symmetry classes of ring states.
+    """Symmetry classes of ring states: (orders, distance, weight).
 
-    Returns (orders, distance, weight): ring bonds and magnetisation of the representatives (r, 2),
-    Hamming distances to all images of the representatives (r, r, g), sqrt(|A| |B|)/g.
+    Ring bonds and magnetisation of the representatives (r, 2), Hamming distances to all images of
+    them (r, r, g), sqrt(|A| |B|)/g.
     """
     states = np.arange(2**width)
     spins = 1 - 2 * ((states[:, None] >> np.arange(width)) & 1)

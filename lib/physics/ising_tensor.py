@@ -41,8 +41,8 @@ def evolve(
 ) -> NDArray[np.int8]:
     """Run cluster sweeps on one batch, int8 (b, size, size).
 
-    bond, ghost: (b,) thresholds for 32 random bits of the bonds to neighbours and to the ghost.
-    sign: (b,) of the ghost spin. keys: (b,) of the random streams. hot: random, else all +1.
+    bond, ghost: (b,) thresholds for 32 random bits. sign: (b,) of the ghost spin. keys: (b,) of the
+    random streams. hot: random, else all +1.
     """
 
     def column(values: NDArray) -> Tensor:

@@ -2,7 +2,8 @@
 
 Particles enter at the left of a chain of N sites with rate alpha, hop one site to the right with
 rate 1 if it is free, and leave at the right with rate beta. Throughout, a = (1 - alpha) / alpha and
-b = (1 - beta) / beta.
+b = (1 - beta) / beta. Rates outside (0, 1], sizes too small and shapes that do not broadcast are a
+ValueError.
 
 **Two rows.** With D = 1 + U and E = 1 + U^T, where U raises a height h >= 0 by one, the matrix
 product of Derrida, Evans, Hakim and Pasquier (J. Phys. A 26, 1493, 1993) has <W| = (1, a, a^2, ...)
@@ -50,17 +51,12 @@ def sample(alpha: ArrayLike, beta: ArrayLike, size: int, *, seed: int = 0) -> ND
     from its truncated geometric law, and the path uniformly, backwards in time: as 2N + 1 steps
     +-1 that stay >= 0, a path at height x after M steps came from below with probability
     x (M + x + 2) / (2 M (x + 1)). The odd steps are tau, but for the u last exits, which are
-    emptied. Cost O(N) in time and memory for each configuration. Nothing is truncated: the only
-    departure from the exact law is float64 rounding, about 1e-11 in total variation at N = 16,384.
+    emptied. O(N) for each configuration; float64 rounding is the only departure from the exact law,
+    about 1e-11 in total variation at N = 16,384.
 
-    Args:
-        alpha, beta: entry and exit rates in (0, 1], scalars or one per configuration.
-        size: number of sites N >= 1.
-        seed: draw i depends on (seed, i), its rates and N alone, not on the batch or the threads.
-
+    alpha, beta: entry and exit rates, scalars or one per configuration. size: N >= 1.
+    seed: draw i depends on (seed, i), its rates and N alone, not on the batch or the threads.
     Returns occupations in {0, 1}, shape (n, size); n = 1 for scalar rates.
-
-    Raises ValueError for rates outside (0, 1], lengths that differ, or size < 1.
     """
     alpha, beta = _rates(alpha, beta, batch=True)
     size = check_count("size", size, 1)
@@ -81,8 +77,7 @@ def hidden_counts(
 
     with sufficient statistics -(u, v) and log Z_N = `log_partition`. The chain tau alone is none:
     the second row, and with it half of the information, is hidden.
-
-    Args and errors as of `sample`. Returns integers >= 0, shape (n, 2).
+    Arguments as of `sample`. Returns integers >= 0, shape (n, 2).
     """
     alpha, beta = _rates(alpha, beta, batch=True)
     size = check_count("size", size, 1)
@@ -99,8 +94,7 @@ def domain_wall(occupied: ArrayLike, scales: ArrayLike = ()) -> Floats:
     domain wall stands, and climbs by S_N - min S from there to its end: the exponents (u, v) of
     the module's head with the hidden row replaced by its mean, twice over. At maximal current both
     are of order sqrt(N). `scales` adds, for each c, what exceeds c sqrt(N) of either.
-
-    occupied: (n, N) in {0, 1}. Returns (n, 2 + 2 len(scales)). Raises ValueError on anything else.
+    occupied: (n, N) in {0, 1}. Returns (n, 2 + 2 len(scales)).
     """
     occupied = np.asarray(occupied)
     if occupied.ndim != 2 or occupied.size == 0 or not np.isin(occupied, (0, 1)).all():
@@ -122,9 +116,7 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     above its running minimum, a particle takes w_h to w_h and w_{h+1}, a hole to w_h and w_{h-1},
     or to a w_0 where the minimum falls, and the last h weighs b^h. Every term is positive. O(N^2)
     for each alpha. Up to a constant it is the exact posterior of the rates, the prior uniform.
-
     occupied: (N,) in {0, 1}. alpha: (n_a,). beta: (n_b,).
-    Raises ValueError for another shape or other values, or rates outside (0, 1].
     """
     tau = check_reals("occupied", occupied, "zeros and ones")
     if tau.ndim != 1 or tau.size == 0 or not np.isin(tau, (0, 1)).all():
@@ -137,35 +129,11 @@ def log_probability(occupied: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> F
     return table - log_partition(alpha[:, None], beta[None], tau.size)
 
 
-def simulate(
-    alpha: ArrayLike, beta: ArrayLike, size: int, sweeps: int, *, seed: int = 0
-) -> NDArray[np.uint8]:
-    """Run plain random-sequential dynamics from a random start, the baseline for `sample`.
-
-    One sweep is N + 1 updates, one unit of time: each picks one of the N + 1 bonds and moves the
-    particle across it if it can, with probability alpha at the entry and beta at the exit. The
-    start has each site occupied with probability 1/2. How many sweeps equilibrium takes is for the
-    caller to judge: about N^1.5 / 3.58 for each factor e in the maximal-current phase (de Gier and
-    Essler, Phys. Rev. Lett. 95, 240601, 2005), of order N^2 on the coexistence line.
-
-    Returns occupations, shape (n, size), one independent run per pair of rates. Raises ValueError
-    as `sample` does, and for sweeps < 0.
-    """
-    alpha, beta = _rates(alpha, beta, batch=True)
-    size = check_count("size", size, 1)
-    sweeps = check_count("sweeps", sweeps, 0)
-    occupied = np.empty((alpha.size, size), np.uint8)
-    tasep_loops.simulate(_keys(seed, alpha.size), alpha, beta, sweeps, occupied)
-    return occupied
-
-
 def log_partition(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
     """Exact log Z_N of the matrix product <W|(D + E)^N|V>, with Z_0 = 1 and Z_1 = 1/alpha + 1/beta.
 
-    The sum over q of the module's head in the log domain. Every term is positive, so nothing
-    cancels at or near alpha = beta or alpha + beta = 1. Dimensionless, the shape of the rates.
-
-    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 0.
+    The sum over q of the module's head in the log domain: every term is positive, so nothing
+    cancels at or near alpha = beta or alpha + beta = 1. The shape of the rates.
     """
     alpha, beta = _rates(alpha, beta)
     size = check_count("size", size, 0)
@@ -177,8 +145,6 @@ def current(alpha: ArrayLike, beta: ArrayLike, size: int | None = None) -> Float
 
     Since n_{N-1}(q) / n_N(q) is rational, J_N = <(N - q)(N + q + 2)> / (2N (2N + 1)), a mean over
     the end height q. With `size=None` the infinite chain: m (1 - m), m = min(alpha, beta, 1/2).
-
-    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 1.
     """
     alpha, beta = _rates(alpha, beta)
     if size is None:
@@ -193,8 +159,6 @@ def current_gradient(alpha: ArrayLike, beta: ArrayLike) -> Floats:
 
     (1 - 2 alpha, 0) at low density, (0, 1 - 2 beta) at high density, 0 at maximal current. On the
     coexistence line, where J has a kink, the mean of its two sides.
-
-    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
     """
     alpha, beta = _rates(alpha, beta)
     entry, exit_ = _limiting(alpha, beta)
@@ -205,10 +169,7 @@ def phase(alpha: ArrayLike, beta: ArrayLike) -> NDArray[np.str_]:
     """Name the phase of the infinite chain, one of `PHASES`.
 
     "low density" for alpha < beta and alpha < 1/2, "high density" for beta < alpha and beta < 1/2,
-    "maximal current" for alpha, beta >= 1/2 (its borders belong to it), and "coexistence" on
-    the line alpha = beta < 1/2, where the first two meet.
-
-    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    "maximal current" for alpha, beta >= 1/2, and "coexistence" for alpha = beta < 1/2.
     """
     alpha, beta = _rates(alpha, beta)
     low = (alpha < beta) & (alpha < 0.5)
@@ -228,8 +189,6 @@ def density_profile(alpha: ArrayLike, beta: ArrayLike, size: int) -> Floats:
     sum_k Z_k t^k = alpha beta / ((alpha - x)(beta - x)) follow B_{k-1} = beta (1 - beta) B_k +
     beta C_{k-1} and alpha (1 - alpha) Z_k = Z_{k-1} + alpha (1 - alpha - beta) B_k, each run in
     the direction in which all its terms are positive; O(N) for each pair of rates.
-
-    Raises ValueError for rates outside (0, 1], shapes that do not broadcast, or size < 1.
     """
     alpha, beta = _rates(alpha, beta)
     size = check_count("size", size, 1)
@@ -246,8 +205,6 @@ def fisher_metric(alpha: ArrayLike, beta: ArrayLike) -> Floats:
     diag(1 / (alpha (1 - alpha)), 0) at low density, diag(0, 1 / (beta (1 - beta))) at high density
     and 0 at maximal current: away from the ends any few sites are independent with density alpha,
     1 - beta or 1/2. Rank one at most. On the coexistence line the mean of its two sides.
-
-    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
     """
     alpha, beta = _rates(alpha, beta)
     metric = np.zeros((*alpha.shape, 2, 2))
@@ -261,10 +218,7 @@ def potentials(alpha: ArrayLike, beta: ArrayLike) -> dict[str, Floats]:
     """Three convex potentials per site with the same kinks, m = min(alpha, beta, 1/2).
 
     "current": -J = -m (1 - m); "log_current": -log J, the limit of log Z_N / N; "fisher":
-    m log m + (1 - m) log(1 - m), whose Hessian in (alpha, beta) is `fisher_metric`. Each has the
-    shape of the rates.
-
-    Raises ValueError for rates outside (0, 1] or shapes that do not broadcast.
+    m log m + (1 - m) log(1 - m), whose Hessian in (alpha, beta) is `fisher_metric`.
     """
     alpha, beta = _rates(alpha, beta)
     m = np.minimum(np.minimum(alpha, beta), 0.5)

@@ -187,28 +187,6 @@ def rows(tau: Chains, a: Floats, log_b: Floats, table: Floats) -> None:
             table[i, j] = log_scale + top + np.log(np.exp(terms - top).sum())
 
 
-@torch_threads_kept
-@njit(cache=True, parallel=True)
-def simulate(keys: Words, alpha: Floats, beta: Floats, sweeps: int, occupied: Chains) -> None:
-    """Fill in one random-sequential run per row."""
-    size = occupied.shape[1]
-    for i in prange(keys.size):
-        tau = occupied[i]
-        for site in range(size):
-            tau[site] = _uniform(keys[i], site) < 0.5
-        for update in range(sweeps * (size + 1)):
-            # One draw picks the bond and, by its fraction, decides whether a border acts.
-            draw = _uniform(keys[i], size + update) * (size + 1)
-            bond = int(draw)
-            chance = draw - bond
-            if bond == 0:
-                tau[0] |= chance < alpha[i]
-            elif bond == size:
-                tau[size - 1] &= chance >= beta[i]
-            elif tau[bond - 1] > tau[bond]:
-                tau[bond - 1], tau[bond] = 0, 1
-
-
 @njit(cache=True)
 def _scaled_catalan(rate: float, size: int) -> Floats:
     """C_k rate^k for k = 0, ..., N."""

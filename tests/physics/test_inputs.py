@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ising import autocorrelation_time
 from lib.physics import ising, ising_exact, tasep
 
 # --- values that are no numbers, or not the numbers that are meant -----------------------------
@@ -41,11 +42,10 @@ OF_REALS = {
     "ising.onsager_free_energy": ising.onsager_free_energy,
     "ising.onsager_energy": ising.onsager_energy,
     "ising.onsager_magnetization": ising.onsager_magnetization,
-    "ising.autocorrelation_time": ising.autocorrelation_time,
+    "ising.autocorrelation_time": autocorrelation_time,
     "ising.observables": lambda x: ising.observables([[[x] * 3] * 3]),
     "tasep.sample": lambda x: tasep.sample(x, 0.5, 4),
     "tasep.hidden_counts": lambda x: tasep.hidden_counts(0.5, x, 4),
-    "tasep.simulate": lambda x: tasep.simulate(x, 0.5, 4, 1),
     "tasep.log_partition": lambda x: tasep.log_partition(x, 0.5, 4),
     "tasep.log_probability": lambda x: tasep.log_probability([0, 1], 0.5, x),
     "tasep.log_probability, chain": lambda x: tasep.log_probability([x, x], 0.5, 0.5),
@@ -85,9 +85,6 @@ OF_COUNTS = {
     "tasep.sample, seed": lambda n: tasep.sample(0.5, 0.5, 4, seed=n),
     "tasep.hidden_counts": lambda n: tasep.hidden_counts(0.5, 0.5, n),
     "tasep.hidden_counts, seed": lambda n: tasep.hidden_counts(0.5, 0.5, 4, seed=n),
-    "tasep.simulate": lambda n: tasep.simulate(0.5, 0.5, n, 1),
-    "tasep.simulate, sweeps": lambda n: tasep.simulate(0.5, 0.5, 4, n),
-    "tasep.simulate, seed": lambda n: tasep.simulate(0.5, 0.5, 4, 1, seed=n),
     "tasep.log_partition": lambda n: tasep.log_partition(0.5, 0.5, n),
     "tasep.current": lambda n: tasep.current(0.5, 0.5, -1 if n is None else n),
     "tasep.density_profile": lambda n: tasep.density_profile(0.5, 0.5, n),
@@ -144,7 +141,7 @@ def test_nothing_in_gives_nothing_out():
     assert ising.sample([], 0.1, 4, device="torch").shape == (0, 4, 4)
     assert [x.shape for x in ising.cylinder_cumulants([], [], 4)] == [(0,), (0, 2), (0, 2, 2)]
     assert ising.zero_field_curvature([], 4).shape == (0,)
-    assert ising.autocorrelation_time(np.zeros((0, 4))).shape == (0,)
+    assert autocorrelation_time(np.zeros((0, 4))).shape == (0,)
     assert tasep.sample([], 0.5, 4).shape == (0, 4)
     assert tasep.density_profile([], [], 4).shape == (0, 4)
     assert tasep.log_probability([0, 1], [], [0.5]).shape == (0, 1)
@@ -230,20 +227,18 @@ def test_onsagers_energy_keeps_its_digits_at_high_temperature():
 def test_the_autocorrelation_time_knows_no_units(exponent, other):
     series = np.random.default_rng(0).normal(size=(2, 400)).cumsum(1)
     scaled = series * np.exp2([[float(exponent)], [float(other)]])
-    np.testing.assert_array_equal(
-        ising.autocorrelation_time(scaled), ising.autocorrelation_time(series)
-    )
+    np.testing.assert_array_equal(autocorrelation_time(scaled), autocorrelation_time(series))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e-300, 1e300])
 def test_a_constant_has_no_autocorrelation(value):
-    assert ising.autocorrelation_time(np.full(10, value)) == 0.5
+    assert autocorrelation_time(np.full(10, value)) == 0.5
 
 
 @pytest.mark.parametrize("window", [0, 3.9, 11, np.nan, -6])
 def test_the_window_of_the_autocorrelation_is_the_usual_one(window):
     with pytest.raises(ValueError, match="window is .*allowed is 4 to 10"):
-        ising.autocorrelation_time([0.0, 1.0, 0.0], window)
+        autocorrelation_time([0.0, 1.0, 0.0], window)
 
 
 RATES = [1e-300, 1e-30, 1e-12, 0.3, 0.5 - 1e-9, 0.5, 0.5 + 1e-9, 1 - 1e-9, 1 - 1e-16, 1.0]

@@ -9,6 +9,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
+from benchmarks.ising import autocorrelation_time
 from lib.geometry import metric
 from lib.physics import ising, ising_exact
 
@@ -267,7 +268,7 @@ def test_time_averages_agree_with_exact_values_within_autocorrelation_errors():
     bonds, m, _ = per_site_moments(beta, field, size)
     for values, exact in zip(series, (-bonds, m), strict=True):
         kept = values[:, 100:]
-        tau = ising.autocorrelation_time(kept)
+        tau = autocorrelation_time(kept)
         error = np.sqrt((2 * tau * kept.var(axis=1)).mean() / kept.size)
         assert np.all(tau > 0.5)
         assert abs(kept.mean() - exact) < 4 * error
@@ -350,10 +351,10 @@ def test_autocorrelation_time_of_an_autoregressive_series():
     series = np.zeros((40, 20_000))
     for step in range(1, series.shape[1]):
         series[:, step] = 0.8 * series[:, step - 1] + rng.normal(size=40)
-    tau = ising.autocorrelation_time(series)
+    tau = autocorrelation_time(series)
     assert tau.mean() == pytest.approx(0.5 * 1.8 / 0.2, rel=0.05)
-    assert ising.autocorrelation_time(rng.normal(size=50_000)) == pytest.approx(0.5, abs=0.05)
-    assert ising.autocorrelation_time(np.ones(10)) == 0.5
+    assert autocorrelation_time(rng.normal(size=50_000)) == pytest.approx(0.5, abs=0.05)
+    assert autocorrelation_time(np.ones(10)) == 0.5
 
 
 def test_natural_parameters_and_their_derivatives():
@@ -394,7 +395,7 @@ BAD_INPUT = [
     (lambda: ising.kaufman_log_partition(0.1, 2), "size is 2"),
     (lambda: ising.onsager_free_energy(-0.2), "beta holds -0.2"),
     (lambda: ising.observables(np.ones((4, 4))), r"samples has shape \(4, 4\)"),
-    (lambda: ising.autocorrelation_time([1.0]), "series has shape"),
+    (lambda: autocorrelation_time([1.0]), "series has shape"),
 ]
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import null_space
 from scipy.stats import chisquare
 
+from benchmarks.tasep import simulate
 from lib.physics import tasep
 
 # Low and high density, maximal current, coexistence, the corner, alpha + beta below, at, above 1.
@@ -248,7 +249,7 @@ def test_long_chains_have_the_exact_density_and_current(rates):
 def test_random_sequential_dynamics_reach_the_exact_state(rates):
     # Independent runs of ten relaxation times and more, so that errors need no correction.
     n, size = 1200, 30
-    tau = tasep.simulate(np.full(n, rates[0]), rates[1], size, 2000, seed=5).astype(float)
+    tau = simulate(np.full(n, rates[0]), rates[1], size, 2000, seed=5).astype(float)
     assert largest_deviation(tau, tasep.density_profile(*rates, size)) < 4.5
     exact = tasep.sample(np.full(n, rates[0]), rates[1], size, seed=6).astype(float)
     for statistic in (lambda x: x[:, 1:] * x[:, :-1], lambda x: x.mean(axis=1, keepdims=True) ** 2):
@@ -260,9 +261,9 @@ def test_random_sequential_dynamics_reach_the_exact_state(rates):
 
 
 def test_too_few_sweeps_are_not_equilibrium():
-    tau = tasep.simulate(np.full(2000, 0.2), 0.7, 100, 10, seed=1)
+    tau = simulate(np.full(2000, 0.2), 0.7, 100, 10, seed=1)
     assert largest_deviation(tau, tasep.density_profile(0.2, 0.7, 100)) > 10
-    start = tasep.simulate(np.full(2000, 0.2), 0.7, 100, 0, seed=1)
+    start = simulate(np.full(2000, 0.2), 0.7, 100, 0, seed=1)
     assert largest_deviation(start, np.full(100, 0.5)) < 4.5
 
 
@@ -278,7 +279,7 @@ def test_vanishing_rates_leave_a_uniformly_placed_wall():
 def test_a_draw_depends_on_seed_and_index_alone():
     rng = np.random.default_rng(0)
     alpha, beta = rng.uniform(0.05, 1, (2, 50))
-    for draw in (tasep.sample, lambda *args, seed=0: tasep.simulate(*args, 20, seed=seed)):
+    for draw in (tasep.sample, lambda *args, seed=0: simulate(*args, 20, seed=seed)):
         tau = draw(alpha, beta, 300)
         assert tau.dtype == np.uint8 and tau.shape == (50, 300)
         np.testing.assert_array_equal(draw(alpha[:3], beta[:3], 300), tau[:3])
@@ -492,9 +493,8 @@ def test_bad_input_is_named(arguments, message):
     for function in (tasep.sample, tasep.log_partition, tasep.current, tasep.density_profile):
         with pytest.raises(ValueError, match=message):
             function(*arguments)
-    for function in (tasep.simulate, tasep.hidden_counts):
-        with pytest.raises(ValueError, match=message):
-            function(*arguments, *([1] if function is tasep.simulate else []))
+    with pytest.raises(ValueError, match=message):
+        tasep.hidden_counts(*arguments)
 
 
 def test_sizes_and_shapes_that_only_some_functions_take():
@@ -504,8 +504,6 @@ def test_sizes_and_shapes_that_only_some_functions_take():
     assert tasep.log_partition(0.3, 0.4, 0) == 0.0
     with pytest.raises(ValueError, match=r"shape \(2, 2\); allowed is a number or \(n,\)"):
         tasep.sample(np.full((2, 2), 0.5), 0.5, 10)
-    with pytest.raises(ValueError, match="sweeps is -1"):
-        tasep.simulate(0.5, 0.5, 10, -1)
     for function in (tasep.phase, tasep.fisher_metric, tasep.potentials, tasep.current_gradient):
         with pytest.raises(ValueError, match=r"beta holds 0.0; allowed is a rate in \(0, 1\]"):
             function(0.5, 0.0)
@@ -526,7 +524,7 @@ def test_compiled_loops_leave_the_threads_of_torch_alone():
             assert torch.get_num_threads() == threads
             tasep.log_probability(chains[0], 0.3, 0.4)
             tasep.hidden_counts([0.3], [0.4], 8)
-            tasep.simulate([0.3], [0.4], 8, 2)
+            simulate([0.3], [0.4], 8, 2)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
