@@ -78,9 +78,9 @@ def notebook_source(path):
 
 
 def users():
-    """Sources outside `lib` that reach into it: lessons, evidence and benchmarks."""
+    """Sources outside `lib` that reach into it: lessons, evidence, benchmarks, documents."""
     texts = {p: notebook_source(p) for p in sorted((ROOT / "notebooks").rglob("*.ipynb"))}
-    texts |= {p: p.read_text() for p in sorted((ROOT / "benchmarks").glob("*.py"))}
+    texts |= {p: p.read_text() for d in ("benchmarks", "book") for p in (ROOT / d).glob("*.py")}
     return [
         Source(str(p.relative_to(ROOT)), ast.parse(text), False, 0) for p, text in texts.items()
     ]

@@ -96,10 +96,7 @@ def convert(
     with folders.new_folder(target) as partial, folders.without_bars():
         network.save_pretrained(partial / "unet")
         scheduler.save_pretrained(partial / "scheduler")
-        parts = {
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "unet": ["diffusers", "UNet2DModel"],
-        }
+        parts = {"scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
         index = {"_class_name": "DDIMPipeline", **parts}
         (partial / "model_index.json").write_text(json.dumps(index, indent=1))
         with file.open("rb") as stream:

@@ -28,8 +28,7 @@ UNET = dict.fromkeys(
     ANY,
 ) | {"act_fn": SILU, "resnet_time_scale_shift": TIMES}
 AUTOENCODER = dict.fromkeys(
-    (*SIZES, "latent_channels", "norm_num_groups", "scaling_factor", "mid_block_add_attention"),
-    ANY,
+    (*SIZES, "latent_channels", "norm_num_groups", "scaling_factor", "mid_block_add_attention"), ANY
 ) | {"act_fn": SILU, "force_upcast": ANY}  # the type is the one that `load` was asked for
 
 # {class: {entry: the values honoured}}; of a sequence, each member is one of these values.

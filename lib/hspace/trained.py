@@ -33,13 +33,7 @@ class DeltaBlock(nn.Module):
     t_edit: float | None
     trained_steps: int | None
 
-    def __init__(
-        self,
-        generator: Generator,
-        *,
-        seed: int = 0,
-        layer: str = taps.MIDDLE,
-    ) -> None:
+    def __init__(self, generator: Generator, *, seed: int = 0, layer: str = taps.MIDDLE) -> None:
         super().__init__()
         unet, (channels, _, _) = generator.unet, taps.h_shape(generator, layer=layer)
         self.layer = layer

@@ -20,11 +20,7 @@ from lib.svd.avi import (
     losses,
     reference_values,
 )
-from lib.svd.mixing import (
-    interpolate,
-    latent_pair,
-    match_noise,
-)
+from lib.svd.mixing import interpolate, latent_pair, match_noise
 
 __all__ = [
     "WEIGHTS",

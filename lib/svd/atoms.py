@@ -95,12 +95,7 @@ def gaps(S: Values) -> Tensor:
 
 
 def rescale(
-    latents: Values,
-    index: Values,
-    factor: Values,
-    *,
-    energy_matched: bool = False,
-    shift: int = 0,
+    latents: Values, index: Values, factor: Values, *, energy_matched: bool = False, shift: int = 0
 ) -> Tensor:
     """Change one atom per channel and nothing else.
 
