@@ -32,9 +32,6 @@ KNOWS = {  # beside `intervals`, which every room may use
 LOADER = {"lib.diffusion.models", "lib.diffusion.folders", "lib.diffusion.prompts"}
 
 KEPT = {  # reached by tests alone, and why
-    "lib.faces.avatars.GOLDEN_FACES": "golden hash: drawn numbers must not change",
-    "lib.faces.avatars.GOLDEN_PIXELS": "golden hash: drawn pixels must not change",
-    "lib.faces.avatars.GOLDEN_SPLIT": "golden hash: the held-out faces must stay held out",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
     "lib.geometry.metric.hessian_scalar_curvature": "closed form of the curvature of a Hessian",

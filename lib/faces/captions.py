@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.diffusion.prompts import check_words
-from lib.faces.avatars import CLASSES, UNDEFINED
+from lib.faces.avatars import CLASSES
 
 SUBJECTS = ("a face", "a person")
 # A class without a phrase (no beard, no hat, middle skin) goes unsaid.
@@ -50,8 +50,7 @@ def caption(classes: dict[str, str | None], *, rng: np.random.Generator | None =
     ½, all of them in one caption of ten, and what is left comes in random order.
     Raises ValueError for an unknown attribute or class.
     """
-    phrases = [_phrase(attribute, value) for attribute, value in classes.items() if value]
-    phrases = [phrase for phrase in phrases if phrase]
+    phrases = [*filter(None, (_phrase(*item) for item in classes.items() if item[1]))]
     if rng is None:
         return " ".join((SUBJECTS[0], *phrases))
     subject = SUBJECTS[rng.integers(len(SUBJECTS))]
@@ -71,17 +70,10 @@ def _phrase(attribute: str, value: str) -> str | None:
 def captions(labels: dict[str, np.ndarray], *, rng: np.random.Generator | None = None) -> list[str]:
     """The captions of faces with class indices `labels`, as `avatars.labels` returns them."""
     names = [name for name in PHRASES if name in labels]
+    visible = [[*CLASSES[name], None] for name in names]  # UNDEFINED is the last place
     rows = zip(*(labels[name].tolist() for name in names), strict=True)
-    return [
-        caption(
-            {
-                name: None if index == UNDEFINED else CLASSES[name][index]
-                for name, index in zip(names, row, strict=True)
-            },
-            rng=rng,
-        )
-        for row in rows
-    ]
+    named = ([v[i] for v, i in zip(visible, row, strict=True)] for row in rows)
+    return [caption(dict(zip(names, row, strict=True)), rng=rng) for row in named]
 
 
 def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarray:
