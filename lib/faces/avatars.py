@@ -9,7 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -203,19 +203,15 @@ def render_faces(
     starts = range(0, n, 64)
     chunks = ((faces.parts[i : i + 64], faces.jitter[i : i + 64], size) for i in starts)
     processes = min(processes or os.cpu_count() or 1, len(starts))
-    with tqdm(total=n, desc=f"faces at {size} px", unit="face", disable=n < 512) as bar:
-        for start, images in zip(starts, _parallel(_render_chunk, chunks, processes), strict=True):
+    with (
+        tqdm(total=n, desc=f"faces at {size} px", unit="face", disable=n < 512) as bar,
+        multiprocessing.Pool(processes) if processes > 1 else nullcontext() as pool,
+    ):
+        rendered = (pool.imap if pool else map)(_render_chunk, chunks)
+        for start, images in zip(starts, rendered, strict=True):
             out[start : start + len(images)] = images
             bar.update(len(images))
     return out
-
-
-def _parallel(function: Callable, items: Iterable, processes: int) -> Iterator:
-    if processes <= 1:
-        yield from map(function, items)
-        return
-    with multiprocessing.Pool(processes) as pool:
-        yield from pool.imap(function, items)
 
 
 def _render_chunk(chunk: tuple[np.ndarray, np.ndarray, int]) -> np.ndarray:

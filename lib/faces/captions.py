@@ -97,35 +97,21 @@ def tokenizer() -> Any:
     Merges are appended word by word, always joining the first two pieces that all earlier merges
     leave; a later merge ranks below them, so it cannot split a word that is already whole.
     """
+    from tokenizers.models import BPE
     from transformers import CLIPTokenizer
 
+    tokens = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase)]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        pieces = _pieces(word, merges)
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces = _pieces(word, merges)
-    letters = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase)]
-    tokens = [*letters, *(left + right for left, right in merges), START, END]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+        while True:
+            known = {token: index for index, token in enumerate(tokens)}
+            pieces = BPE(known, merges, end_of_word_suffix="</w>").tokenize(word)
+            if len(pieces) == 1:
+                break
+            merges.append((pieces[0].value, pieces[1].value))
+            tokens.append("".join(merges[-1]))
+    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def _pieces(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding: join the pair of lowest rank wherever it occurs, until none is left."""
-    pieces = [*word[:-1], word[-1] + "</w>"]
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while True:
-        pairs = [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in ranks]
-        if not pairs:
-            return pieces
-        best = min(pairs, key=ranks.__getitem__)
-        joined, i = [], 0
-        while i < len(pieces):
-            pair = tuple(pieces[i : i + 2]) == best
-            joined.append("".join(best) if pair else pieces[i])
-            i += 2 if pair else 1
-        pieces = joined
 
 
 def check(texts: list[str]) -> None:

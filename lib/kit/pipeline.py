@@ -352,14 +352,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted, {_kept_since(began)} items kept, run again", file=sys.stderr)
+        entries = session.cache_folder().rglob("*.npz")
+        kept = sum(path.stat().st_mtime >= began for path in entries)
+        print(f"interrupted, {kept} items kept, run again", file=sys.stderr)
         return INTERRUPTED
-
-
-def _kept_since(began: float) -> int:
-    """How many results the cache has got since then."""
-    entries = session.cache_folder().rglob("*.npz")
-    return sum(path.stat().st_mtime >= began for path in entries)
 
 
 if __name__ == "__main__":

@@ -128,8 +128,12 @@ def measure_judge(network: judge.Judge, *, count: int | None = None) -> dict:
             table = {a: accuracy_of(z.argmax(1), labels[a]) for a, z in given.items()}
             result[key][str(size)] = table
         if network.name == "b":
-            table = _agreement(logits, _in_batches(judge.load("a"), faces.images), labels)
-            result.setdefault("agreement_with_a", {})[str(size)] = table
+            theirs = _in_batches(judge.load("a"), faces.images)
+            result.setdefault("agreement_with_a", {})[str(size)] = {
+                a: accuracy_of(logits[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0)
+                for a in logits
+                if a in theirs
+            }
         if size == 32:
             result["log_odds_deviation"] = {
                 a: _deviations(z[labels[a] >= 0], network.classes[a]) for a, z in logits.items()
@@ -147,12 +151,6 @@ def _in_batches(
         batch = avatars.to_float(images[i : i + 256])
         parts.append(network(spoil(batch, rng) if spoiled else batch))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _agreement(ours: dict, theirs: dict, labels: dict) -> dict[str, float]:
-    """Share of faces with the attribute defined on which two judges name the same class."""
-    both = [a for a in ours if a in theirs]
-    return {a: accuracy_of(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0) for a in both}
 
 
 def accuracy_of(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> float:
