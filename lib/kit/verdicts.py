@@ -62,7 +62,7 @@ def verdict(measured: float, error: float, bound: Bound, nulls: Numbers = None) 
 
     "reproduced": the whole interval is on the right side of the bound and beats the nulls.
     "partly": one of the two holds, or the interval straddles the bound and the value itself is
-    better than the nulls. Else "not reproduced". Raises ValueError for a missing or infinite number.
+    better than the nulls. Else "not reproduced". Raises ValueError for no finite number.
     """
     measured, error = bound.of or (measured, error)
     sign = -1.0 if bound.side == "above" else 1.0
