@@ -88,6 +88,8 @@ def convert_pickle(source: str | Path, target: str | Path) -> Path:
     trust. Raises ValueError for a folder without pickle weights or with several that could be, a
     pickle that holds more than tensors, and a target that exists.
     """
+    from safetensors.torch import save_file
+
     source, target = Path(source), Path(target)
     weights = _pickled_weights(source)
     with new_folder(target) as partial:
@@ -96,7 +98,9 @@ def convert_pickle(source: str | Path, target: str | Path) -> Path:
             name, place = str(file.relative_to(source)), partial / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             if file in weights:
-                hashes[name] = _convert_file(file, place.with_name(weights[file]))
+                tensors = {key: value.contiguous() for key, value in unpickled(file).items()}
+                save_file(tensors, place.with_name(weights[file]), metadata={"format": "pt"})
+                hashes[name] = file_hash(file)
             elif file.suffix in PICKLES:
                 left_out.append(name)
             else:
@@ -204,15 +208,6 @@ def _download(name: str, revision: str) -> tuple[Path, str]:
         target = CONVERTED / name.replace("/", "--") / revision
         folder = target if target.exists() else convert_pickle(folder, target)
     return folder, revision
-
-
-def _convert_file(file: Path, place: Path) -> str:
-    """Write one pickle's tensors to the safetensors file `place`; returns the pickle's SHA-256."""
-    from safetensors.torch import save_file
-
-    tensors = {name: value.contiguous() for name, value in unpickled(file).items()}
-    save_file(tensors, place, metadata={"format": "pt"})
-    return file_hash(file)
 
 
 def file_hash(file: Path) -> str:

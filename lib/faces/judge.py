@@ -302,7 +302,11 @@ def embed_images(images: Tensor) -> Tensor:
     Raises ValueError for images that `logits` refuses.
     """
     images = _checked(images)
-    network, _ = clip(device=images.device)
+    return image_features(clip(device=images.device)[0], images)
+
+
+def image_features(network: nn.Module, images: Tensor) -> Tensor:
+    """Unit embeddings (n, 96) of images by a `CLIPModel` of the kit's kind."""
     pixels = resize(images, network.config.vision_config.image_size)
     return F.normalize(network.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 

@@ -308,19 +308,14 @@ def measure_clip(network: nn.Module, *, count: int = 4000) -> dict:
     result = {"zero_shot": {}, "retrieval": {}, "data_seed": 0, "held_out_faces": count}
     for size in (32, 64):
         faces = avatars.load("held-out", count, size=size)
-        images = [avatars.to_float(faces.images[i : i + 250]) for i in range(0, count, 250)]
-        embedded = torch.cat([_embed_images(network, batch) for batch in images])
+        parts = avatars.to_float(faces.images).split(250)
+        embedded = torch.cat([judge.image_features(network, part) for part in parts])
         result["zero_shot"][str(size)] = {
             attribute: _zero_shot(network, words, embedded, attribute, faces.labels[attribute])
             for attribute in captions.PHRASES
         }
         result["retrieval"][str(size)] = _retrieval(network, words, embedded, faces.labels)
     return result
-
-
-def _embed_images(network: nn.Module, images: Tensor) -> Tensor:
-    pixels = judge.resize(images, 64)
-    return F.normalize(network.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 
 
 def _embed_texts(network: nn.Module, words: Callable, texts: list[str]) -> Tensor:
