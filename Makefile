@@ -73,7 +73,7 @@ ready:
 
 figures: ready ## run every stale notebook, write figures/, print the scorecard
 	$(PIPELINE) run --profile "$(PROFILE)"
-	@$(PIPELINE) scorecard
+	@"$(PYTHON)" -m book.scorecard
 
 $(NOTEBOOKS) $(NUMBERS): ready
 	$(PIPELINE) run --profile "$(PROFILE)" $@
@@ -108,7 +108,7 @@ wheels: ready ## ask the package index whether every Python of the range can be 
 
 refresh: ready ## outputs of the quick profile into notebooks/, then SCORECARD.md and README.md
 	$(PIPELINE) refresh
-	$(PIPELINE) scorecard --write
+	"$(PYTHON)" -m book.scorecard --write
 
 student: ready ## lessons with answer cells, without solutions, in build/student/; never writes over one
 	"$(PYTHON)" -m book.teaching student $(ARGS)
@@ -152,7 +152,7 @@ book-test: book ## look at the book in headless Chromium, which must be installe
 	"$(PYTHON)" -m pytest -rs tests/test_book.py tests/test_book_browser.py
 
 scorecard: ready ## write SCORECARD.md and its summary in README.md, print the totals
-	@$(PIPELINE) scorecard --write
+	@"$(PYTHON)" -m book.scorecard --write
 
 verify: ready ## list what in figures/ is older than its code
 	@$(PIPELINE) verify

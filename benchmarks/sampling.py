@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lib.diffusion import models, rehearsal, sampling
+from benchmarks import small
+from lib.diffusion import models, sampling
 
 IMAGES, STEPS, REPEATS = 64, 4, 3
 TOKENS = 24  # as many as the kit's captions need
@@ -37,7 +38,7 @@ def text_model(device: str) -> models.Generator:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with tempfile.TemporaryDirectory() as folder:
-        tiny = rehearsal.write_random("sd-1.5", Path(folder) / "tiny", tiny=True)
+        tiny = small.write("sd-1.5", Path(folder) / "tiny")
         generator = models.load(tiny, device=device)
     unet = UNet2DConditionModel(
         sample_size=16,

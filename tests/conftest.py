@@ -6,6 +6,7 @@ import pytest
 import torch
 from denoisers import Denoiser, Gaussian
 
+from benchmarks import small
 from lib.diffusion import models, rehearsal
 
 torch.set_num_threads(1)
@@ -24,7 +25,7 @@ def _no_kit_settings():
 def tiny(tmp_path_factory):
     """One tiny folder of random weights for each published configuration."""
     root = tmp_path_factory.mktemp("tiny")
-    return {k: rehearsal.write_random(k, root / k, tiny=True) for k in rehearsal.PUBLISHED}
+    return {k: small.write(k, root / k) for k in rehearsal.PUBLISHED}
 
 
 @pytest.fixture

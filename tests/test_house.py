@@ -32,9 +32,6 @@ KNOWS = {  # beside `intervals`, which every room may use
 LOADER = {"lib.diffusion.models", "lib.diffusion.folders", "lib.diffusion.prompts"}
 
 KEPT = {  # reached by tests alone, and why
-    "lib.faces.avatars.GOLDEN_FACES": "golden hash: drawn numbers must not change",
-    "lib.faces.avatars.GOLDEN_PIXELS": "golden hash: drawn pixels must not change",
-    "lib.faces.avatars.GOLDEN_SPLIT": "golden hash: the held-out faces must stay held out",
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
     "lib.geometry.metric.hessian_scalar_curvature": "closed form of the curvature of a Hessian",
@@ -78,9 +75,9 @@ def notebook_source(path):
 
 
 def users():
-    """Sources outside `lib` that reach into it: lessons, evidence and benchmarks."""
+    """Sources outside `lib` that reach into it: lessons, evidence, benchmarks, documents."""
     texts = {p: notebook_source(p) for p in sorted((ROOT / "notebooks").rglob("*.ipynb"))}
-    texts |= {p: p.read_text() for p in sorted((ROOT / "benchmarks").glob("*.py"))}
+    texts |= {p: p.read_text() for d in ("benchmarks", "book") for p in (ROOT / d).glob("*.py")}
     return [
         Source(str(p.relative_to(ROOT)), ast.parse(text), False, 0) for p, text in texts.items()
     ]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.kit import pages, scorecard, stamps
+from book import scorecard
+from lib.kit import stamps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,12 +40,14 @@ def test_every_command_is_a_target():
 
 
 def test_the_scorecard_is_that_of_this_checkout():
-    assert f"{pages.BEGIN}\n{scorecard.summary()}\n{pages.END}" in README, "run: make scorecard"
-    assert (ROOT / "SCORECARD.md").read_text() == pages.scorecard_page(), "run: make scorecard"
+    assert f"{scorecard.BEGIN}\n{scorecard.summary()}\n{scorecard.END}" in README, (
+        "run: make scorecard"
+    )
+    assert (ROOT / "SCORECARD.md").read_text() == scorecard.scorecard_page(), "run: make scorecard"
 
 
 def test_every_link_of_the_scorecard_leads_to_a_file():
-    targets = re.findall(r"\]\(([^)]+)\)", pages.scorecard_page())
+    targets = re.findall(r"\]\(([^)]+)\)", scorecard.scorecard_page())
     assert targets and all((ROOT / target).exists() for target in targets)
 
 

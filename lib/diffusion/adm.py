@@ -7,9 +7,7 @@ to say, as the published flags do. `make convert ARGS="FILE FOLDER --image-size 
 """
 
 import argparse
-import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,15 +94,10 @@ def convert(
     with folders.new_folder(target) as partial, folders.without_bars():
         network.save_pretrained(partial / "unet")
         scheduler.save_pretrained(partial / "scheduler")
-        parts = {
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "unet": ["diffusers", "UNet2DModel"],
-        }
+        parts = {"scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
         index = {"_class_name": "DDIMPipeline", **parts}
         (partial / "model_index.json").write_text(json.dumps(index, indent=1))
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        record = {"source_sha256": {file.name: digest}, "flags": flags}
+        record = {"source_sha256": {file.name: folders.file_hash(file)}, "flags": flags}
         (partial / "provenance.json").write_text(json.dumps(record, indent=1))
     return target
 
@@ -115,16 +108,7 @@ def _tensors(file: Path) -> State:
 
     if not file.is_file():
         raise ValueError(f"{file} is not there; give the checkpoint's file")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: value.detach() for name, value in state.items()}
-    except (pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} holds more than named tensors, or is damaged; give the file of the weights "
-            "(model or ema), not of the optimiser"
-        ) from error
+    return load_file(file) if file.suffix == ".safetensors" else folders.unpickled(file)
 
 
 def layout(state: State) -> Layout:

@@ -28,8 +28,7 @@ UNET = dict.fromkeys(
     ANY,
 ) | {"act_fn": SILU, "resnet_time_scale_shift": TIMES}
 AUTOENCODER = dict.fromkeys(
-    (*SIZES, "latent_channels", "norm_num_groups", "scaling_factor", "mid_block_add_attention"),
-    ANY,
+    (*SIZES, "latent_channels", "norm_num_groups", "scaling_factor", "mid_block_add_attention"), ANY
 ) | {"act_fn": SILU, "force_upcast": ANY}  # the type is the one that `load` was asked for
 
 # {class: {entry: the values honoured}}; of a sequence, each member is one of these values.
@@ -102,16 +101,13 @@ def check(config: dict[str, Any], file: Path) -> None:
             continue
         allowed = honoured.get(name, ())
         if allowed is not ANY and not all(v in allowed for v in as_list(value)):
+            taken = ("no value" if v is None else repr(v) for v in allowed or (usual.get(name),))
             raise ValueError(
                 f"{file}: {name} = {value!r} would not be honoured; the kit takes "
-                f"{_told(allowed or (usual.get(name),))} in a {kind}: choose another model"
+                f"{' or '.join(taken)} in a {kind}: choose another model"
             )
 
 
 def as_list(value: Any) -> list:
     """The members of an entry that may be one value or several."""
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _told(values: tuple) -> str:
-    return " or ".join("no value" if value is None else repr(value) for value in values)

@@ -88,6 +88,8 @@ def convert_pickle(source: str | Path, target: str | Path) -> Path:
     trust. Raises ValueError for a folder without pickle weights or with several that could be, a
     pickle that holds more than tensors, and a target that exists.
     """
+    from safetensors.torch import save_file
+
     source, target = Path(source), Path(target)
     weights = _pickled_weights(source)
     with new_folder(target) as partial:
@@ -96,7 +98,9 @@ def convert_pickle(source: str | Path, target: str | Path) -> Path:
             name, place = str(file.relative_to(source)), partial / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             if file in weights:
-                hashes[name] = _convert_file(file, place.with_name(weights[file]))
+                tensors = {key: value.contiguous() for key, value in unpickled(file).items()}
+                save_file(tensors, place.with_name(weights[file]), metadata={"format": "pt"})
+                hashes[name] = file_hash(file)
             elif file.suffix in PICKLES:
                 left_out.append(name)
             else:
@@ -159,7 +163,8 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         if path.is_dir():
             return path, None
         if path.is_file():
-            _refuse_file(path)
+            refuse_pickle(path)
+            raise ValueError(f"{path} is a file; give the diffusers folder that holds it")
     if name in HUB or (revision is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         return _download(name, revision or HUB[name].revision)
     known = [*EMBEDDED, *HUB]
@@ -170,18 +175,14 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     )
 
 
-def _refuse_file(path: Path) -> None:
-    if path.suffix in PICKLES:
-        refuse_pickle(path)
-    raise ValueError(f"{path} is a file; give the diffusers folder that holds it")
-
-
 def refuse_pickle(path: Path) -> None:
     """Raise ValueError for a pickle checkpoint, with the two ways out."""
-    raise ValueError(
-        f"{path} is a pickle checkpoint, which can run code when it is opened; use a safetensors "
-        "version, or, if you trust it, folders.convert_pickle(folder, new_folder) and load that"
-    )
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle checkpoint, which can run code when it is opened; use a "
+            "safetensors version, or, if you trust it, folders.convert_pickle(folder, new_folder) "
+            "and load that"
+        )
 
 
 def _download(name: str, revision: str) -> tuple[Path, str]:
@@ -209,20 +210,37 @@ def _download(name: str, revision: str) -> tuple[Path, str]:
     return folder, revision
 
 
-def _convert_file(file: Path, place: Path) -> str:
-    """Write one pickle's tensors to the safetensors file `place`; returns the pickle's SHA-256."""
-    from safetensors.torch import save_file
-
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = {name: value.clone().contiguous() for name, value in state.items()}
-    except (pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} holds more than tensors, or is damaged; get a safetensors version"
-        ) from error
-    save_file(tensors, place, metadata={"format": "pt"})
+def file_hash(file: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def unpickled(file: Path) -> dict[str, Tensor]:
+    """Copies of the named tensors of a pickle, of which no code runs.
+
+    Raises ValueError where it holds anything else, or is damaged.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: value.detach().clone() for name, value in state.items()}
+    except (pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{file} holds more than named tensors, or is damaged; get a safetensors version, and "
+            "of a training the weights (model or ema), not the optimiser"
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Named tensors and notes of a safetensors file; raises ValueError for one that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, notes = file.keys(), file.metadata() or {}
+            return {name: file.get_tensor(name) for name in names}, notes
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged: train it again") from error
 
 
 @contextmanager

@@ -228,11 +228,9 @@ class Generator:
     def to(self, dtype: torch.dtype) -> "Generator":
         """A copy that computes in `dtype`, for instance float64 for a study of rounding."""
         twin = copy.copy(self)
-        twin.unet = copy.deepcopy(self.unet).to(dtype)
-        if self.autoencoder is not None:
-            twin.autoencoder = copy.deepcopy(self.autoencoder).to(dtype)
-        if self.text_encoder is not None:
-            twin.text_encoder = copy.deepcopy(self.text_encoder).to(dtype)
+        for name in ("unet", "autoencoder", "text_encoder"):
+            if (part := getattr(self, name)) is not None:
+                setattr(twin, name, copy.deepcopy(part).to(dtype))
         twin._embeddings, twin._hash = {}, None
         return twin
 
@@ -340,7 +338,10 @@ def load(
         for part in generator._parts():
             make_differentiable(part)
     if fast and device.type == "cuda":
-        _speed_up(generator)
+        for part in generator._parts():
+            part.half()
+        generator.unet.to(memory_format=torch.channels_last)
+        generator.unet.compile()
     if device.type == "cpu":  # convolutions are a quarter faster with the channels innermost
         generator.unet.to(memory_format=torch.channels_last)
     return generator
@@ -358,10 +359,3 @@ def _device(device: str | torch.device) -> torch.device:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _speed_up(generator: Generator) -> None:
-    for part in generator._parts():
-        part.half()
-    generator.unet.to(memory_format=torch.channels_last)
-    generator.unet.compile()

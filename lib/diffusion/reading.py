@@ -261,7 +261,7 @@ def _checked_files(folder: Path) -> str | None:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        for path in sorted(p for p in folder.iterdir() if p.suffix in folders.PICKLES):
+        for path in sorted(folder.iterdir()):
             folders.refuse_pickle(path)
         raise ValueError(f"{folder} holds no weights; expected a .safetensors file")
     for file in files:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -23,6 +23,8 @@ MEMORY = 16  # GiB, for the largest of them in float32 beside a notebook
 LETTER_PAIRS = [
     (a, b + end) for end in ("</w>", "") for a in ascii_lowercase for b in ascii_lowercase
 ]
+Changes = Mapping[str, Mapping[str, Any]]
+NONE: Changes = {}
 PLAIN_DOWN, PLAIN_UP = ("DownBlock2D",), ("UpBlock2D",)
 SHRINK, GROW = ("ResnetDownsampleBlock2D",), ("ResnetUpsampleBlock2D",)
 SIX_LEVELS = {"sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512)}
@@ -67,24 +69,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "use_linear_projection": True,
     },
 }
-PIXEL_TINY = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attn_norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
-LATENT_TINY = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 2,
-}
 AUTOENCODER: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -92,14 +76,6 @@ AUTOENCODER: dict[str, Any] = {
     "layers_per_block": 2,
     "latent_channels": 4,
     "sample_size": 512,
-}
-AUTOENCODER_TINY = {
-    "block_out_channels": (4, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "sample_size": 16,
 }
 TEXT: dict[str, dict[str, Any]] = {
     "sd-1.5": {
@@ -116,22 +92,17 @@ TEXT: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu",
     },
 }
-TEXT_TINY = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 
 
 def write_random(
-    kind: str, folder: str | Path, *, tiny: bool = False, half: bool = False, seed: int = 0
+    kind: str, folder: str | Path, *, half: bool = False, seed: int = 0, changes: Changes = NONE
 ) -> Path:
     """Write a diffusers folder of random weights with the configuration of a published model.
 
-    kind: a key of `PUBLISHED`; tiny: the same shape of network with small numbers, for tests;
-    half: float16 weights, half the disk. The tokenizer of a text model knows pairs of letters
-    instead of the published merges. Raises ValueError for an unknown kind and a folder that exists.
+    kind: a key of `PUBLISHED`; half: float16 weights, half the disk; changes: {part: entries of its
+    configuration} in place of the published ones. The tokenizer of a text model knows pairs of
+    letters instead of the published merges. Raises ValueError for an unknown kind and a folder that
+    exists.
     """
     folder = Path(folder)
     if kind not in PUBLISHED:
@@ -140,7 +111,7 @@ def write_random(
     try:
         with folders.new_folder(folder) as partial, folders.without_bars():
             torch.manual_seed(seed)
-            for part, make in networks(kind, tiny=tiny).items():
+            for part, make in networks(kind, changes).items():
                 network = make()
                 (network.half() if half else network).save_pretrained(partial / part)
                 del network  # one network in memory at a time
@@ -150,21 +121,15 @@ def write_random(
     return folder
 
 
-def networks(kind: str, *, tiny: bool = False) -> dict[str, Callable[[], nn.Module]]:
-    """Constructors of the networks of one kind, by folder name."""
+def networks(kind: str, changes: Changes = NONE) -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of the networks of one kind, by folder name; changes as in `write_random`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet = PUBLISHED[kind]
-    if "cross_attention_dim" not in unet:
-        deepest = {
-            "down_block_types": unet["down_block_types"][-2:],
-            "up_block_types": unet["up_block_types"][:2],
-        }
-        return {"unet": lambda: UNet2DModel(**(unet | PIXEL_TINY | deepest if tiny else unet))}
-    text, encoder = TEXT[kind], AUTOENCODER
-    if tiny:
-        unet, text, encoder = unet | LATENT_TINY, text | TEXT_TINY, encoder | AUTOENCODER_TINY
+    own = {"unet": PUBLISHED[kind], "vae": AUTOENCODER, "text_encoder": TEXT.get(kind, {})}
+    unet, encoder, text = (own[part] | changes.get(part, {}) for part in own)
+    if kind not in TEXT:
+        return {"unet": lambda: UNet2DModel(**unet)}
     ends = {"bos_token_id": len(_vocabulary()) - 2, "eos_token_id": len(_vocabulary()) - 1}
     return {
         "unet": lambda: UNet2DConditionModel(**unet),
@@ -218,10 +183,10 @@ def obstacle() -> str:
     return f"no GPU and {memory:.0f} GiB of memory, {MEMORY} are needed"
 
 
-def rehearse(kind: str, folder: Path, *, tiny: bool = False) -> str:
+def rehearse(kind: str, folder: Path, changes: Changes = NONE) -> str:
     """Write `folder`/`kind` unless it is there, load it, sample and invert; say what came out."""
     if not (folder / kind).exists():
-        write_random(kind, folder / kind, tiny=tiny, half=True)
+        write_random(kind, folder / kind, half=True, changes=changes)
     begin = time.perf_counter()
     generator = models.load(folder / kind)
     text = {} if generator.text_encoder is None else {"prompt": "a face", "guidance": 2.0}

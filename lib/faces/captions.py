@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.diffusion.prompts import check_words
-from lib.faces.avatars import CLASSES, UNDEFINED
+from lib.faces.avatars import CLASSES
 
 SUBJECTS = ("a face", "a person")
 # A class without a phrase (no beard, no hat, middle skin) goes unsaid.
@@ -50,8 +50,7 @@ def caption(classes: dict[str, str | None], *, rng: np.random.Generator | None =
     ½, all of them in one caption of ten, and what is left comes in random order.
     Raises ValueError for an unknown attribute or class.
     """
-    phrases = [_phrase(attribute, value) for attribute, value in classes.items() if value]
-    phrases = [phrase for phrase in phrases if phrase]
+    phrases = [*filter(None, (_phrase(*item) for item in classes.items() if item[1]))]
     if rng is None:
         return " ".join((SUBJECTS[0], *phrases))
     subject = SUBJECTS[rng.integers(len(SUBJECTS))]
@@ -71,17 +70,10 @@ def _phrase(attribute: str, value: str) -> str | None:
 def captions(labels: dict[str, np.ndarray], *, rng: np.random.Generator | None = None) -> list[str]:
     """The captions of faces with class indices `labels`, as `avatars.labels` returns them."""
     names = [name for name in PHRASES if name in labels]
+    visible = [[*CLASSES[name], None] for name in names]  # UNDEFINED is the last place
     rows = zip(*(labels[name].tolist() for name in names), strict=True)
-    return [
-        caption(
-            {
-                name: None if index == UNDEFINED else CLASSES[name][index]
-                for name, index in zip(names, row, strict=True)
-            },
-            rng=rng,
-        )
-        for row in rows
-    ]
+    named = ([v[i] for v, i in zip(visible, row, strict=True)] for row in rows)
+    return [caption(dict(zip(names, row, strict=True)), rng=rng) for row in named]
 
 
 def true_of(phrases: Iterable[str], classes: dict[str, np.ndarray]) -> np.ndarray:
@@ -105,35 +97,21 @@ def tokenizer() -> Any:
     Merges are appended word by word, always joining the first two pieces that all earlier merges
     leave; a later merge ranks below them, so it cannot split a word that is already whole.
     """
+    from tokenizers.models import BPE
     from transformers import CLIPTokenizer
 
+    tokens = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase)]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        pieces = _pieces(word, merges)
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces = _pieces(word, merges)
-    letters = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase)]
-    tokens = [*letters, *(left + right for left, right in merges), START, END]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+        while True:
+            known = {token: index for index, token in enumerate(tokens)}
+            pieces = BPE(known, merges, end_of_word_suffix="</w>").tokenize(word)
+            if len(pieces) == 1:
+                break
+            merges.append((pieces[0].value, pieces[1].value))
+            tokens.append("".join(merges[-1]))
+    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def _pieces(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding: join the pair of lowest rank wherever it occurs, until none is left."""
-    pieces = [*word[:-1], word[-1] + "</w>"]
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while True:
-        pairs = [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in ranks]
-        if not pairs:
-            return pieces
-        best = min(pairs, key=ranks.__getitem__)
-        joined, i = [], 0
-        while i < len(pieces):
-            pair = tuple(pieces[i : i + 2]) == best
-            joined.append("".join(best) if pair else pieces[i])
-            i += 2 if pair else 1
-        pieces = joined
 
 
 def check(texts: list[str]) -> None:

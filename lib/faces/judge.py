@@ -239,8 +239,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
         raise ValueError(
             f"a and b hold {len(a)} and {len(b)} images, expected equal counts of at least 2."
         )
-    with torch.no_grad():
-        return frechet_of_components(_components(a, "a"), _components(b, "b"))
+    return frechet_of_components(components(a, "a"), components(b, "b"))
 
 
 def frechet_of_components(x: Tensor, y: Tensor) -> float:
@@ -251,25 +250,17 @@ def frechet_of_components(x: Tensor, y: Tensor) -> float:
     gap = (x.mean(0) - y.mean(0)).square().sum()
     x, y = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
     # tr (Σ_a Σ_b)^{1/2} is the nuclear norm of X Yᵀ where Σ_a = XᵀX and Σ_b = YᵀY.
-    overlap = torch.linalg.matrix_norm(_root(x) @ _root(y).T, "nuc")
+    roots = [torch.linalg.qr(z, mode="r").R for z in (x, y)]  # no more rows than columns
+    overlap = torch.linalg.matrix_norm(roots[0] @ roots[1].T, "nuc")
     spread = x.square().sum() + y.square().sum() - 2.0 * overlap
     return float((gap + spread) / load("b").total_variance.double())
 
 
-def _root(x: Tensor) -> Tensor:
-    """R with RᵀR = XᵀX and no more rows than columns."""
-    return torch.linalg.qr(x, mode="r").R
-
-
-def components(images: Tensor) -> Tensor:
+@torch.no_grad()
+def components(images: Tensor, name: str = "images") -> Tensor:
     """The 64 principal components of judge b's pooled features that `frechet` uses, float64.
-    Raises ValueError for images that `logits` refuses.
+    Raises ValueError, which calls the images `name`, for what `logits` refuses.
     """
-    with torch.no_grad():
-        return _components(images, "images")
-
-
-def _components(images: Tensor, name: str) -> Tensor:
     images = _checked(images, name)
     network = load("b", device=images.device)
     pooled = torch.cat([network.pooled(part) for part in images.split(256)]).double().cpu()
@@ -311,7 +302,11 @@ def embed_images(images: Tensor) -> Tensor:
     Raises ValueError for images that `logits` refuses.
     """
     images = _checked(images)
-    network, _ = clip(device=images.device)
+    return image_features(clip(device=images.device)[0], images)
+
+
+def image_features(network: nn.Module, images: Tensor) -> Tensor:
+    """Unit embeddings (n, 96) of images by a `CLIPModel` of the kit's kind."""
     pixels = resize(images, network.config.vision_config.image_size)
     return F.normalize(network.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 

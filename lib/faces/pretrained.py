@@ -70,10 +70,7 @@ class ImageTower:
 
 
 def image_tower(
-    name: str | Path | None = NAME,
-    *,
-    revision: str = REVISION,
-    device: str | torch.device = "cpu",
+    name: str | Path | None = NAME, *, revision: str = REVISION, device: str | torch.device = "cpu"
 ) -> ImageTower:
     """The image tower of a published CLIP, for pictures that the kit's own CLIP cannot read.
 

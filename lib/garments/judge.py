@@ -34,7 +34,14 @@ class Judge(nn.Module):
         self.name = name
         dense = [nn.Flatten(), nn.Linear(64 * 16, 96), nn.ReLU(), nn.Dropout(0.3)]
         mean = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        self.stages = nn.ModuleList({"a": _stages_a, "b": _stages_b}[name]())
+        if name == "a":
+            sizes = ((1, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 2))
+            stages = [_convolution(i, o, 3, stride, nn.ReLU) for i, o, stride in sizes]
+        else:
+            sizes = ((1, 24, 5), (24, 48, 3), (48, 96, 3))
+            maps = [(_convolution(i, o, k, 2, nn.SiLU), _Residual(o)) for i, o, k in sizes]
+            stages = [nn.Sequential(*pair) for pair in maps]
+        self.stages = nn.ModuleList(stages)
         self.top = nn.Sequential(*(dense if name == "a" else mean))
         self.heads = nn.Linear(96, sum(map(len, CLASSES.values())))
         # Reference statistics of photographs, fixed after training.
@@ -71,16 +78,6 @@ class _Residual(nn.Module):
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, act: type) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), act())
-
-
-def _stages_a() -> list[nn.Module]:
-    sizes = ((1, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 2))
-    return [_convolution(i, o, 3, stride, nn.ReLU) for i, o, stride in sizes]
-
-
-def _stages_b() -> list[nn.Module]:
-    sizes = ((1, 24, 5), (24, 48, 3), (48, 96, 3))
-    return [nn.Sequential(_convolution(i, o, k, 2, nn.SiLU), _Residual(o)) for i, o, k in sizes]
 
 
 @lru_cache(maxsize=4)

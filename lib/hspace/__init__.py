@@ -3,21 +3,3 @@
 from lib.hspace.deltas import Delta, combine, constant, per_step
 from lib.hspace.editing import Edit, asyrp, edit, predictions, reconstruct, scaled, sufficient
 from lib.hspace.taps import MIDDLE, capture, h_shape, inject
-
-__all__ = [
-    "MIDDLE",
-    "Delta",
-    "Edit",
-    "asyrp",
-    "capture",
-    "combine",
-    "constant",
-    "edit",
-    "h_shape",
-    "inject",
-    "per_step",
-    "predictions",
-    "reconstruct",
-    "scaled",
-    "sufficient",
-]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -203,12 +202,8 @@ def save(model: Autoencoder, folder: Path) -> None:
 def load(generator: Generator, folder: Path = folders.MODELS / NAME) -> Autoencoder:
     """The shipped autoencoder, frozen; raises ValueError for another generator, a damaged file."""
     path, model = Path(folder) / "model.safetensors", Autoencoder(generator)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names, owner = file.keys(), (file.metadata() or {}).get("owner")
-            state = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged: train it again") from error
+    state, notes = folders.read_tensors(path)
+    owner = notes.get("owner")
     if owner != generator.weight_hash:
         raise ValueError(
             f"{path} was trained on the model with weights {owner}, and this is "

@@ -6,14 +6,16 @@ text: prompt, guidance, negative, class_labels as in `sampling.ddim`, one for al
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import ddim, nearest, time_grid, update
+from lib.diffusion.sampling import CLEAN, ddim, nearest, time_grid, update
+from lib.hspace.deltas import finite_number
 from lib.hspace.trained import directional_loss
 
 Gradient = Callable[[Tensor, int], Tensor]
@@ -94,8 +96,7 @@ def guide(
     gradient(x, t) is the ∇ of a classifier that has seen noisy images (Dhariwal and Nichol 2021).
     Raises ValueError for a scale that is not finite.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale = {scale}: give a finite number")
+    finite_number(scale, "scale")
 
     def step(x: Tensor, t: int, t_next: int, eps: Tensor) -> Tensor:
         alpha = generator.alpha(t)
@@ -133,10 +134,15 @@ def fine_tune(
     optimiser = torch.optim.Adam(tuned.unet.parameters(), lr=rate)
     middles = ddim(generator, latents, steps=steps, stop=t_start, **text)
     sources = ddim(generator, middles, steps=steps, start=t_start, **text)
+    grid = time_grid(steps, len(generator.alphas))
+    top = grid[nearest(grid, t_start, "t_start")]
+    times = [round(top * (short - i) / short) for i in range(short)]
     for _ in range(passes):
-        for middle, source in zip(middles.split(batch), sources.split(batch), strict=True):
-            times = _coarse_grid(generator, steps, t_start, short)
-            edited = _short_run(tuned, middle, times, **text)
+        for x, source in zip(middles.split(batch), sources.split(batch), strict=True):
+            for t, t_next in pairwise([*times, CLEAN]):
+                eps = tuned.epsilon(x, t, **text)
+                x = update(x, eps, tuned.alpha(t), tuned.alpha(t_next))
+            edited = tuned.decode(x)
             change = encode(edited) - encode(source)
             cosine = functional.cosine_similarity(change, direction.expand_as(change), dim=-1)
             loss = directional_loss(cosine).mean() + functional.l1_loss(edited, source)
@@ -161,24 +167,8 @@ def blend(generator: Generator, tuned: Generator, weight: float) -> Generator:
 
     Raises ValueError for two networks of different shapes.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"weight = {weight}: give a finite number")
+    finite_number(weight, "weight")
     old, new = generator.unet.state_dict(), tuned.unet.state_dict()
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
         raise ValueError("the two models have different networks; tune a copy of this one")
     return with_weights(generator, {k: torch.lerp(old[k], new[k], weight) for k in old})
-
-
-def _short_run(generator: Generator, x: Tensor, times: Sequence[int], **text: object) -> Tensor:
-    """DDIM over the given falling times to the clean image, with its graph."""
-    for t, t_next in zip(times, [*times[1:], -1], strict=True):
-        eps = generator.epsilon(x, t, **text)
-        x = update(x, eps, generator.alpha(t), generator.alpha(t_next))
-    return generator.decode(x)
-
-
-def _coarse_grid(generator: Generator, steps: int, t_start: int, short: int) -> list[int]:
-    """`short` falling times from the grid point nearest t_start."""
-    grid = time_grid(steps, len(generator.alphas))
-    start = grid[nearest(grid, t_start, "t_start")]
-    return [round(start * (short - i) / short) for i in range(short)]

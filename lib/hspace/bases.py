@@ -32,13 +32,7 @@ def principal_components(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def principal(
-    generator: Generator,
-    latents: Tensor,
-    *,
-    steps: int,
-    t_edit: float,
-    k: int = 10,
-    **text: object,
+    generator: Generator, latents: Tensor, *, steps: int, t_edit: float, k: int = 10, **text: object
 ) -> PerStep:
     """k principal directions of h over the latents' samples at each time t >= t_edit, {t: (k, …)}.
 

@@ -141,12 +141,7 @@ def fit_block(
 
 
 def block_of(
-    generator: models.Generator,
-    fit: Fit,
-    *,
-    layer: str = MIDDLE,
-    steps: int = 20,
-    t_edit: float,
+    generator: models.Generator, fit: Fit, *, layer: str = MIDDLE, steps: int = 20, t_edit: float
 ) -> nn.Module:
     """The f_t of a finished training."""
     block = trained.DeltaBlock(generator, layer=layer)

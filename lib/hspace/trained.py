@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,13 +32,7 @@ class DeltaBlock(nn.Module):
     t_edit: float | None
     trained_steps: int | None
 
-    def __init__(
-        self,
-        generator: Generator,
-        *,
-        seed: int = 0,
-        layer: str = taps.MIDDLE,
-    ) -> None:
+    def __init__(self, generator: Generator, *, seed: int = 0, layer: str = taps.MIDDLE) -> None:
         super().__init__()
         unet, (channels, _, _) = generator.unet, taps.h_shape(generator, layer=layer)
         self.layer = layer
@@ -209,7 +202,7 @@ def load(generator: Generator, path: str | Path) -> DeltaBlock:
 
     Raises ValueError for a damaged file and for an f_t of another model.
     """
-    state, notes = _read(Path(path))
+    state, notes = folders.read_tensors(Path(path))
     if json.loads(notes["owners"]) != [generator.weight_hash]:
         raise ValueError(
             f"{path} was trained on the model with weights {notes['owners']}, and this is "
@@ -223,20 +216,11 @@ def load(generator: Generator, path: str | Path) -> DeltaBlock:
     return delta.eval().requires_grad_(False)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names, notes = file.keys(), file.metadata() or {}
-            return {name: file.get_tensor(name) for name in names}, notes
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged: train it again") from error
-
-
 def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[dict[str, float]]:
     """Rows of the training so far, with its weights loaded into `delta`."""
     if checkpoint is None or not Path(checkpoint).exists():
         return []
-    state, notes = _read(Path(checkpoint))
+    state, notes = folders.read_tensors(Path(checkpoint))
     if notes.get("training") != json.dumps(key):
         raise ValueError(f"{checkpoint} belongs to another training; remove it, or name a new file")
     delta.load_state_dict(state)

@@ -42,11 +42,8 @@ def cached(function: Callable, /, *args, **kwargs) -> object:
 
     Values may be plain values, arrays, tensors, and the dataclasses and networks of `lib`, and come
     back detached from any graph. A corrupt entry is reported, deleted and computed anew; one of a
-    class that has moved since is computed anew.
-
-    Raises:
-        ValueError: when an argument or the value has no stored form, or when a definition was
-            edited after this Python session first used it.
+    class that has moved since is computed anew. Raises ValueError when an argument or the value has
+    no stored form, or when a definition was edited after this Python session first used it.
     """
     function, args, kwargs = _flatten(function, args, kwargs)
     entry, local_functions = _entry(function, args, kwargs)
@@ -142,7 +139,9 @@ def _code_tree(function: types.FunctionType, open_: list, sink: codec.Sink) -> d
         return {"again": open_.index(function)}
     code, outer = function.__code__, function.__globals__
     sink.names.update(_lib_names(code, outer))
-    used = {name: outer[name] for name in _global_names(code) & set(outer)}
+    steps = (step for part in _nested(code) for step in dis.get_instructions(part))
+    names = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    used = {name: outer[name] for name in names & set(outer)}
     parts = {
         "defaults": function.__defaults__,
         "keyword defaults": function.__kwdefaults__,
@@ -183,11 +182,6 @@ def _nested(code: CodeType) -> Iterable[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _nested(constant)
-
-
-def _global_names(code: CodeType) -> set[str]:
-    steps = (step for part in _nested(code) for step in dis.get_instructions(part))
-    return {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
 
 
 def _in_lib(module: str) -> bool:

@@ -39,8 +39,7 @@ class Claim(NamedTuple):
 def parse_bound(text: str) -> Bound:
     """Return the bound that "< 0.1", "> 0.1", "1 +- 0.1" or "< what it is compared with" names.
 
-    Raises:
-        ValueError: for any other text.
+    Raises ValueError for any other text.
     """
     centre, between, radius = text.partition(" +- ")
     if between:

@@ -84,8 +84,7 @@ def _put(array: np.ndarray, sink: Sink) -> int:
 def encode(value: object, sink: Sink) -> object:
     """Return the JSON tree of `value`; arrays go to `sink`.
 
-    Raises:
-        ValueError: when `value` holds something that has no stored form.
+    Raises ValueError when `value` holds something that has no stored form.
     """
     replaced = sink.replace(value, sink)
     if replaced is not None:

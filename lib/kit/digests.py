@@ -231,8 +231,7 @@ def weights_folder(name_or_path: str | Path) -> Path | None:
 def weights(name_or_path: str | Path) -> str:
     """Return the content hash of a model folder: weights, configurations and tokenizers.
 
-    Raises:
-        ValueError: when neither models/NAME nor the path holds a safetensors file.
+    Raises ValueError when neither models/NAME nor the path holds a safetensors file.
     """
     folder = weights_folder(name_or_path)
     if folder is None:

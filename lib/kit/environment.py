@@ -78,15 +78,11 @@ def summary() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit status."""
-    if arguments in (["--stamp"], ["--summary"]):
-        print({"--stamp": stamp, "--summary": summary}[arguments[0]]())
-        return 0
-    if arguments == ["--python"]:
-        found = why_unfit()
-        print(found)
-        return int(bool(found))
-    found = problems()
-    if found:
+    if arguments:
+        answer = {"--stamp": stamp, "--summary": summary, "--python": why_unfit}[arguments[0]]()
+        print(answer)
+        return int(arguments == ["--python"] and answer != "")
+    if found := problems():
         print("this environment does not meet requirements.lock:", *found, sep="\n  ")
     return int(bool(found))
 

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import kernels, pages, progress, session, stamps
-from lib.kit.scorecard import terminal
+from lib.kit import kernels, progress, session, stamps
 
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 BUSY = 600  # seconds that a machine with other work may take to start a kernel or pass an output on
@@ -144,8 +143,25 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
         session.write_atomically(staging / "stamp.json", stamp)
     if profile in ("full", "paper"):  # refresh publishes the outputs of quick only
         book = nbformat.read(_executed(name, profile), as_version=4)
-        session.write_atomically(staging / "printed.md", pages.printed(book, profile))
+        session.write_atomically(staging / "printed.md", printed(book, profile))
     return time.monotonic() - started
+
+
+def printed(book: nbformat.NotebookNode, profile: str) -> str:
+    """Return the headings of an executed notebook, each with what the cells below it printed.
+
+    Headings below which nothing was printed are left out.
+    """
+    parts, heading = [f"*Printed by the run of profile `{profile}`.*"], []
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            heading = [line for line in cell.source.splitlines() if line.startswith("#")] or heading
+            continue
+        streams = [o.text for o in cell.get("outputs", []) if o.get("name") == "stdout"]
+        if text := "".join(streams).strip("\n"):
+            parts += [*heading[-1:], f"```\n{text}\n```"]
+            heading = []
+    return "\n\n".join(parts) + "\n"
 
 
 def _run_cells(source: Path, target: Path, parameters: Mapping, cell_starts: Callable) -> None:
@@ -291,14 +307,6 @@ def verify() -> int:
     return int(any(reason for (_, profile), reason in older.items() if profile == "quick"))
 
 
-def scorecard(write: bool) -> int:
-    """Print the totals; write SCORECARD.md and its summary in README.md when asked."""
-    if write:
-        pages.write()
-    print(terminal())
-    return 0
-
-
 def _setting(text: str) -> tuple[str, object]:
     """Parse `name=value`; a value that is no Python literal is taken as text."""
     name, equals, value = text.partition("=")
@@ -331,8 +339,6 @@ def _parser() -> argparse.ArgumentParser:
     command(refresh, "write outputs into notebooks/", names=True)
     command(rehearse, "the paper profile with tiny sizes", names=True)
     command(verify, "list what in figures/ is older than its code")
-    option = command(scorecard, "print the totals of the scorecard")
-    option("--write", action="store_true", help="write README.md, SCORECARD.md")
     return parser
 
 
@@ -346,14 +352,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted, {_kept_since(began)} items kept, run again", file=sys.stderr)
+        entries = session.cache_folder().rglob("*.npz")
+        kept = sum(path.stat().st_mtime >= began for path in entries)
+        print(f"interrupted, {kept} items kept, run again", file=sys.stderr)
         return INTERRUPTED
-
-
-def _kept_since(began: float) -> int:
-    """How many results the cache has got since then."""
-    entries = session.cache_folder().rglob("*.npz")
-    return sum(path.stat().st_mtime >= began for path in entries)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,8 @@ def heatmap(
 ) -> QuadMesh:
     """Draw values[i, j] at x[i], y[j]: first axis to the right, second upwards, and a colour bar.
 
-    `center` gives a signed field the map "vik" around that value; `log` a logarithmic scale.
-
-    Raises:
-        ValueError: unless values has shape (len(x), len(y)), or for both `center` and `log`.
+    `center` gives a signed field the map "vik" around that value; `log` a logarithmic scale. Raises
+    ValueError unless values has shape (len(x), len(y)), or for both `center` and `log`.
     """
     values = np.asarray(values)
     if values.shape != (len(x), len(y)):
@@ -128,10 +126,8 @@ def save_figure(fig: Figure, name: str, alt: str) -> None:
     """Write NAME.png, its alt text NAME.txt and provenance NAME.json; show it, close it.
 
     They lie in the folder of the run's figures. Times, host and commit are no part of any of the
-    three, so equal figures are equal files.
-
-    Raises:
-        ValueError: for an empty alt text or a name that is no plain file name.
+    three, so equal figures are equal files. Raises ValueError for an empty alt text or a name that
+    is no plain file name.
     """
     if not isinstance(alt, str) or not alt.strip():
         raise ValueError(f"figure {name!r} has no alt text: say what is plotted and what it shows")
@@ -194,10 +190,8 @@ def slider(
     """Show frames (n, h, w, 3) uint8 one at a time, under a slider that needs no kernel.
 
     The frames are one tall picture behind a window; the slider moves it. `labels` name the frames,
-    `start` is the one that is seen before anything moves, `scale` the size of a pixel.
-
-    Raises:
-        ValueError: for frames of another shape or type, or labels that are not one a frame.
+    `start` is the one that is seen before anything moves, `scale` the size of a pixel. Raises
+    ValueError for frames of another shape or type, or labels that are not one a frame.
     """
     from IPython.display import HTML, display
 

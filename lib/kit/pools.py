@@ -78,12 +78,10 @@ def on_cluster(address: str, items: list, fn: Callable, prepare: Callable) -> It
     fn travels once, by value where a notebook defines it; a worker calls `prepare()` before each
     item, so that seeds and keys are those of a run here. A worker that looks into the same cache
     folder leaves its result there, another sends the entry, which is stored here. What a lost
-    worker held is computed by another; an item that fails does not stop the others.
-
-    Raises:
-        ValueError: without the extra `cluster`, where no scheduler answers, or where a worker has
-            other code, weights, versions or another kind of device, and with them another key.
-        Exception: what fn raised on a worker, after all the others have finished.
+    worker held is computed by another; an item that fails does not stop the others. Raises
+    ValueError without the extra `cluster`, where no scheduler answers, or where a worker has other
+    code, weights, versions or another kind of device, and with them another key; what fn
+    itself raised on a worker comes after all the others have finished.
     """
     with _client(address) as client, _token() as token:  # to close the client cancels what waits
         import cloudpickle

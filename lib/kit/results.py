@@ -37,11 +37,9 @@ def record(
     the claim). The verdict follows from `bound` (by default the claim's) by `verdicts.verdict`; it
     is "partly" at best when one of the conditions `requires` {text: holds} fails or when `controls`
     show too many false alarms or too little power. `verdict` is given where nothing was tested.
-
-    Raises:
-        ValueError: for an unknown claim, one of another notebook, a lesson whose evidence records,
-            a bound that is missing or is not the claim's, numbers that are missing or not finite,
-            or "not tested here" without a reason or a need.
+    Raises ValueError for an unknown claim, one of another notebook, a lesson whose evidence
+    records, a bound that is missing or is not the claim's, numbers that are missing or not finite,
+    or "not tested here" without a reason or a need.
     """
     entry = _claim(claim)
     row = {

@@ -38,11 +38,9 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     """Return the frozen record of this run; set seeds, determinism and the output folder.
 
     Each size is a tuple with the value for smoke, quick, full and, if given, paper (else that of
-    full). The environment variable `KIT_PROFILE` replaces `profile`; only tests set it.
-
-    Raises:
-        ValueError: for an unknown profile, a bad notebook name or seed, or a size that is no tuple
-            of three or four.
+    full). The environment variable `KIT_PROFILE` replaces `profile`; only tests set it. Raises
+    ValueError for an unknown profile, a bad notebook name or seed, or a size that is no tuple of
+    three or four.
     """
     profile = os.environ.get("KIT_PROFILE") or profile
     session.check_profile(profile)
@@ -60,7 +58,9 @@ def start(profile: str, *, notebook: str, seed: int = 0, **sizes: tuple) -> Run:
     output = Path(os.environ.get("KIT_OUTPUT") or own)
     session.announce(session.Session(notebook, profile, seed, chosen, output))
     place = [] if _headless() else [f"figures go to build/interactive/{notebook}/"]
-    print(" · ".join([notebook, f"profile {profile}", f"seed {seed}", *_describe(chosen), *place]))
+    told = (f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in chosen.items())
+    parts = notebook, f"profile {profile}", f"seed {seed}", ", ".join(told), *place
+    print(" · ".join(filter(None, parts)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Run(notebook, profile, seed, device, chosen)
 
@@ -72,11 +72,9 @@ def tiles(items: Iterable, fn: Callable, *, label: str = "", parallel: bool = Fa
     keeps small networks busier than all threads on one item: on the Dask cluster whose scheduler
     the environment variable `KIT_DASK` names, else in as many processes as torch has threads (only
     on Linux without a GPU, and not for code compiled by numba). Seconds measured in `fn` are then
-    those of one thread among others, and what it prints is dropped.
-
-    Raises:
-        KeyboardInterrupt: when interrupted; says how many items are finished and kept.
-        ValueError: when the cluster cannot be used (`pools.on_cluster` has the reasons).
+    those of one thread among others, and what it prints is dropped. Raises KeyboardInterrupt, with
+    how many items are finished and kept, and ValueError when the cluster cannot be used
+    (`pools.on_cluster` has the reasons).
     """
     items = list(items)
     finished = []
@@ -160,11 +158,6 @@ def _choose(name: str, values: tuple, profile: str) -> object:
     if not isinstance(values, tuple) or len(values) not in (3, 4):
         raise ValueError(f"size {name} is {values!r}: expected (smoke, quick, full[, paper])")
     return values[min(session.PROFILES.index(profile), len(values) - 1)]
-
-
-def _describe(sizes: dict) -> list[str]:
-    texts = (f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in sizes.items())
-    return [", ".join(texts)] if sizes else []
 
 
 def _make_deterministic(seed: int) -> None:

@@ -38,8 +38,7 @@ def active() -> Session | None:
 def current() -> Session:
     """Return the announced session.
 
-    Raises:
-        ValueError: when `run.start` has not been called in this Python session.
+    Raises ValueError when `run.start` has not been called in this Python session.
     """
     if _current is None:
         raise ValueError("no run has started: call run.start(profile, notebook=...) first")

@@ -44,8 +44,7 @@ def recorder(name: str) -> str:
 def chosen(names: Iterable[str]) -> list[str]:
     """Return the named notebooks, a number standing for lesson and evidence; all if none is named.
 
-    Raises:
-        ValueError: for an unknown name, with the nearest ones.
+    Raises ValueError for an unknown name, with the nearest ones.
     """
     known, found = list(notebooks()), []
     for name in names:
@@ -92,7 +91,7 @@ def inputs(name: str, profile: str, parameters: Mapping[str, object]) -> dict[st
     cells = code_cells(book)
     lock = session.root() / "requirements.lock"
     unit, _, behind = closure(cells)
-    return {
+    made_from = {
         "cells": unit.digest,
         "lib": behind,
         "claims": digests.sha256(json.dumps(_bounds(name))),
@@ -100,7 +99,11 @@ def inputs(name: str, profile: str, parameters: Mapping[str, object]) -> dict[st
         "weights": {item: digests.weights(item) for item in _weights_named(book, cells)},
         "profile": profile,
         "parameters": json.loads(json.dumps(dict(sorted(parameters.items())))),
-    } | _rows_shown(name)
+    }
+    if recorder(name) != name:  # a lesson ends with the verdicts of its evidence
+        shown = {claim: (row["verdict"], row["measured"]) for claim, row in best_rows(name).items()}
+        made_from["rows"] = digests.sha256(json.dumps(shown))
+    return made_from
 
 
 def _bounds(name: str) -> list:
@@ -110,14 +113,6 @@ def _bounds(name: str) -> list:
     lesson = lesson_of(name)
     own = (claim for claim in CLAIMS.values() if claim.notebook == lesson or lesson in SECOND)
     return [[claim.id, claim.reported, claim.unit, claim.needs, claim.bound] for claim in own]
-
-
-def _rows_shown(name: str) -> dict[str, str]:
-    """A lesson ends with the verdicts of its evidence, and is older when they are others."""
-    if recorder(name) == name:
-        return {}
-    shown = {claim: (row["verdict"], row["measured"]) for claim, row in best_rows(name).items()}
-    return {"rows": digests.sha256(json.dumps(shown))}
 
 
 def _weights_named(book: nbformat.NotebookNode, cells: list[str]) -> list[str]:

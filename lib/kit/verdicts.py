@@ -62,10 +62,7 @@ def verdict(measured: float, error: float, bound: Bound, nulls: Numbers = None) 
 
     "reproduced": the whole interval is on the right side of the bound and beats the nulls.
     "partly": one of the two holds, or the interval straddles the bound and the value itself is
-    better than the nulls. Else "not reproduced".
-
-    Raises:
-        ValueError: when a number is missing or not finite.
+    better than the nulls. Else "not reproduced". Raises ValueError for no finite number.
     """
     measured, error = bound.of or (measured, error)
     sign = -1.0 if bound.side == "above" else 1.0
@@ -108,8 +105,7 @@ def capped(found: str, controls: Controls | None, requires: Mapping[str, bool]) 
 def plain(name: str, value: object) -> Number:
     """Return a number with the digits that machines agree on, or None.
 
-    Raises:
-        ValueError: for anything else, and for a number that is not finite.
+    Raises ValueError for anything else, and for a number that is not finite.
     """
     if value is None:
         return None

@@ -20,30 +20,4 @@ from lib.svd.avi import (
     losses,
     reference_values,
 )
-from lib.svd.mixing import (
-    interpolate,
-    latent_pair,
-    match_noise,
-)
-
-__all__ = [
-    "WEIGHTS",
-    "AttributeVectorIntegration",
-    "aligned_atom",
-    "atom_pair",
-    "bbp_overlap",
-    "best_values",
-    "compose",
-    "crossing_time",
-    "decompose",
-    "grassmann_distance",
-    "integrate",
-    "interpolate",
-    "latent_pair",
-    "losses",
-    "match_noise",
-    "random_subspaces",
-    "reference_values",
-    "rescale",
-    "track",
-]
+from lib.svd.mixing import interpolate, latent_pair, match_noise

@@ -95,12 +95,7 @@ def gaps(S: Values) -> Tensor:
 
 
 def rescale(
-    latents: Values,
-    index: Values,
-    factor: Values,
-    *,
-    energy_matched: bool = False,
-    shift: int = 0,
+    latents: Values, index: Values, factor: Values, *, energy_matched: bool = False, shift: int = 0
 ) -> Tensor:
     """Change one atom per channel and nothing else.
 
@@ -114,12 +109,15 @@ def rescale(
     """
     x = as_latents(latents)
     U, S, Vh = decompose(x)
-    i, factor = _atom_index(index, S), torch.as_tensor(factor, dtype=x.dtype, device=x.device)
+    i, r = torch.as_tensor(index, device=S.device), S.shape[-1]
+    if i.is_floating_point() or bool(((i < 0) | (i >= r)).any()):
+        raise ValueError(f"index = {i.tolist()}: atoms are numbered 0 ... {r - 1}")
+    i, factor = i.long().expand(S.shape[:-1]), torch.as_tensor(factor, dtype=x.dtype).to(x.device)
     if not bool(factor.isfinite().all()) or (shift and not energy_matched):
         raise ValueError(
             f"factor = {factor.tolist()} is not finite, or a shift without energy_matched"
         )
-    j = (i + shift) % S.shape[-1]
+    j = (i + shift) % r
     u = U.gather(-1, i[..., None, None].expand(*U.shape[:-1], 1))
     v = Vh.gather(-2, j[..., None, None].expand(*Vh.shape[:-2], 1, Vh.shape[-1]))
     value = S.gather(-1, i[..., None])[..., 0]
@@ -280,13 +278,6 @@ def _warn_degenerate(S: Tensor) -> None:
         DegenerateWarning,
         stacklevel=3,
     )
-
-
-def _atom_index(index: Values, S: Tensor) -> Tensor:
-    index, r = torch.as_tensor(index, device=S.device), S.shape[-1]
-    if index.is_floating_point() or bool(((index < 0) | (index >= r)).any()):
-        raise ValueError(f"index = {index.tolist()}: atoms are numbered 0 ... {r - 1}")
-    return index.long().expand(S.shape[:-1])
 
 
 def _basis(a: Values, name: str) -> Tensor:

@@ -206,7 +206,13 @@ class AttributeVectorIntegration(nn.Module):
         super().__init__()
         self.config = {"channels": channels, "k": k, "alpha": alpha, "weights": weights}
         self.config |= {"reference": reference, "omega": omega, "start": start, "seed": seed}
-        _check_network(self.config)
+        _omega(weights, omega)
+        if min(channels, k) < 1 or not 0 <= alpha < 1:
+            raise ValueError("channels and k must be at least 1, and 0 <= alpha < 1")
+        choices = {"reference": ("mixed", "literal", "spectrum"), "start": ("reference", "random")}
+        for name, allowed in choices.items():
+            if self.config[name] not in allowed:
+                raise ValueError(f"{name} = {self.config[name]!r}: choose one of {allowed}")
         self.history = torch.zeros(0, dtype=torch.float64)
         sizes, draw = (2 * k, WIDTH, WIDTH, 2 * k), torch.Generator().manual_seed(seed)
         shapes = [(channels, a, b) for a, b in pairwise(sizes)]
@@ -310,13 +316,3 @@ def _omega(weights: Weights, omega: float | None) -> float:
     if not 0 <= omega <= 1:
         raise ValueError(f"omega = {omega}: choose 0 (source) ... 1 (target)")
     return omega
-
-
-def _check_network(config: dict) -> None:
-    _omega(config["weights"], config["omega"])
-    if min(config["channels"], config["k"]) < 1 or not 0 <= config["alpha"] < 1:
-        raise ValueError("channels and k must be at least 1, and 0 <= alpha < 1")
-    choices = {"reference": ("mixed", "literal", "spectrum"), "start": ("reference", "random")}
-    for name, allowed in choices.items():
-        if config[name] not in allowed:
-            raise ValueError(f"{name} = {config[name]!r}: choose one of {allowed}")

@@ -1,7 +1,6 @@
 """The Diffusion Autoencoder of `hspace/autoencoder.py`: the code, and what takes it in."""
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -11,8 +10,8 @@ from lib.diffusion import models, sampling
 from lib.faces import avatars
 from lib.hspace import autoencoder
 from lib.hspace.autoencoder import Autoencoder
+from lib.training import ddpm
 from lib.training.cards import write_card
-from lib.training.ddpm import weighted_noise_error
 from lib.training.task import Task
 
 FACES = 12_000
@@ -23,8 +22,8 @@ def autoencoder_task() -> Task:
     return Task(
         name=autoencoder.NAME,
         build=_build,
-        load=_load,
-        data=_data,
+        load=lambda folder: autoencoder.load(base(), folder).requires_grad_(True).train(),
+        data=partial(ddpm.faces, FACES),
         loss=_loss,
         save=_save,
         evaluate=measure_autoencoder,
@@ -50,21 +49,11 @@ def _build() -> Autoencoder:
     return network
 
 
-def _load(folder: Path) -> Autoencoder:
-    return autoencoder.load(base(), folder).requires_grad_(True).train()
-
-
-def _data() -> tuple[int, Callable]:
-    images = avatars.load("train", FACES, pink=False).images
-    return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
-
-
 def _loss(network: Autoencoder, batch: tuple, rng: torch.Generator) -> Tensor:
     (images,) = batch
-    flip = torch.rand(len(images), 1, 1, 1, generator=rng).round().to(images.device)
-    images = torch.lerp(images, images.flip(-1), flip)
+    images = ddpm.mirrored(images, rng)
     alphas = base().alphas.float()
-    return weighted_noise_error(lambda x, t: network(x, t, images), images, alphas, rng)
+    return ddpm.weighted_noise_error(lambda x, t: network(x, t, images), images, alphas, rng)
 
 
 @torch.no_grad()

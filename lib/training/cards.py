@@ -14,11 +14,6 @@ class Source(NamedTuple):
     attribution: str
 
 
-def _faces() -> Source:
-    images = f"faces drawn and rendered by `lib/faces/avatars.py` (recipe {avatars.recipe()})"
-    return Source(images, "label sets", avatars.attribution())
-
-
 def write_card(
     folder: Path, name: str, purpose: str, limits: str, metrics: dict, source: Source | None = None
 ) -> None:
@@ -26,7 +21,14 @@ def write_card(
 
     source: of the images, by default the faces.
     """
-    training, source = metrics["training"], source or _faces()
+    if source is None:
+        images = f"faces drawn and rendered by `lib/faces/avatars.py` (recipe {avatars.recipe()})"
+        source = Source(images, "label sets", avatars.attribution())
+    training, cost = metrics["training"], metrics.get("cost")
+    steps, before = f"{training['steps']} steps", training.get("earlier_steps", 0)
+    if before:
+        steps = f"{before} steps and, with `--from models`, {training['steps']} more"
+    spent = f"; {cost['minutes']} minutes on {cost['hardware']}" if cost else ""
     curve = " The loss curve of the training is in `metrics.json`." * ("loss_curve" in training)
     text = f"""---
 license: mit
@@ -36,8 +38,8 @@ license: mit
 
 {purpose} Weights in half precision, safetensors.
 
-Training: `python -m lib.training.train {name}`, {_steps(training)} of {training["batch"]}
-{source.images}{_cost(metrics)}.
+Training: `python -m lib.training.train {name}`, {steps} of {training["batch"]}
+{source.images}{spent}.
 
 Measured on held-out {source.measured} (`metrics.json`):
 
@@ -47,16 +49,6 @@ Limits: {limits}{curve}
 {source.attribution}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _steps(training: dict) -> str:
-    before, now = training.get("earlier_steps", 0), training["steps"]
-    return f"{before} steps and, with `--from models`, {now} more" if before else f"{now} steps"
-
-
-def _cost(metrics: dict) -> str:
-    cost = metrics.get("cost")
-    return f"; {cost['minutes']} minutes on {cost['hardware']}" if cost else ""
 
 
 def _table(metrics: dict) -> str:

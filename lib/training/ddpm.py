@@ -18,9 +18,9 @@ def ddpm_task() -> Task:
     return Task(
         name="avatars-ddpm",
         build=build_ddpm,
-        load=_load_ddpm,
-        data=_ddpm_data,
-        loss=_ddpm_loss,
+        load=lambda folder: loaded("UNet2DModel", folder / "unet"),
+        data=faces,
+        loss=lambda network, batch, rng: noise_error(network, mirrored(*batch, rng), rng),
         save=_save_ddpm,
         evaluate=measure_ddpm,
         samples=lambda network: sample_ddpm(network, 64),
@@ -49,10 +49,11 @@ def build_ddpm() -> nn.Module:
     )  # fmt: skip
 
 
-def _load_ddpm(folder: Path) -> nn.Module:
-    from diffusers import UNet2DModel
+def loaded(kind: str, folder: Path) -> nn.Module:
+    """A network of the named class of diffusers from its folder, float32, to be trained on."""
+    import diffusers
 
-    return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
+    return getattr(diffusers, kind).from_pretrained(folder, torch_dtype=torch.float32).train()
 
 
 def _scheduler() -> Any:
@@ -64,15 +65,16 @@ def _scheduler() -> Any:
     )  # fmt: skip
 
 
-def _ddpm_data() -> tuple[int, Callable]:
-    images = avatars.load("train", size=32, pink=False).images
+def faces(count: int | None = None, size: int = 32) -> tuple[int, Callable]:
+    """The training faces without pink hair as `Task.data`: how many, and how to fetch some."""
+    images = avatars.load("train", count, size=size, pink=False).images
     return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
 
 
-def _ddpm_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:
-    (images,) = batch
+def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the images, at random, with left and right exchanged."""
     flip = torch.rand(len(images), 1, 1, 1, generator=rng).round().to(images.device)
-    return noise_error(network, torch.lerp(images, images.flip(-1), flip), rng)
+    return torch.lerp(images, images.flip(-1), flip)
 
 
 def noise_error(network: nn.Module, images: Tensor, rng: torch.Generator) -> Tensor:
@@ -119,14 +121,14 @@ def sample_ddpm(
 def measure_ddpm(network: nn.Module, *, count: int = 256) -> dict:
     """Fréchet distance to held-out faces against its floor, and the share of images in drift."""
     network.half().float()
-    faces = avatars.to_float(avatars.load("held-out", 2 * count + 100, pink=False).images)
-    return beside_faces(sample_ddpm(network, count), faces)
+    drawn = avatars.to_float(avatars.load("held-out", 2 * count + 100, pink=False).images)
+    return beside_faces(sample_ddpm(network, count), drawn)
 
 
-def beside_faces(samples: Tensor, faces: Tensor) -> dict:
+def beside_faces(samples: Tensor, drawn: Tensor) -> dict:
     """Measures of samples (n, ...) and of as many faces; twice as many faces give the floor."""
     count = len(samples)
-    half, other = faces[:count], faces[count : 2 * count]
+    half, other = drawn[:count], drawn[count : 2 * count]
     return {
         "samples": count,
         "frechet": round(judge.frechet(samples, half), 5),

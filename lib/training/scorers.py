@@ -128,8 +128,12 @@ def measure_judge(network: judge.Judge, *, count: int | None = None) -> dict:
             table = {a: accuracy_of(z.argmax(1), labels[a]) for a, z in given.items()}
             result[key][str(size)] = table
         if network.name == "b":
-            table = _agreement(logits, _in_batches(judge.load("a"), faces.images), labels)
-            result.setdefault("agreement_with_a", {})[str(size)] = table
+            theirs = _in_batches(judge.load("a"), faces.images)
+            result.setdefault("agreement_with_a", {})[str(size)] = {
+                a: accuracy_of(logits[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0)
+                for a in logits
+                if a in theirs
+            }
         if size == 32:
             result["log_odds_deviation"] = {
                 a: _deviations(z[labels[a] >= 0], network.classes[a]) for a, z in logits.items()
@@ -147,12 +151,6 @@ def _in_batches(
         batch = avatars.to_float(images[i : i + 256])
         parts.append(network(spoil(batch, rng) if spoiled else batch))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _agreement(ours: dict, theirs: dict, labels: dict) -> dict[str, float]:
-    """Share of faces with the attribute defined on which two judges name the same class."""
-    both = [a for a in ours if a in theirs]
-    return {a: accuracy_of(ours[a].argmax(1), theirs[a].argmax(1), labels[a] >= 0) for a in both}
 
 
 def accuracy_of(guess: Tensor, truth: Tensor, defined: Tensor | None = None) -> float:
@@ -310,19 +308,14 @@ def measure_clip(network: nn.Module, *, count: int = 4000) -> dict:
     result = {"zero_shot": {}, "retrieval": {}, "data_seed": 0, "held_out_faces": count}
     for size in (32, 64):
         faces = avatars.load("held-out", count, size=size)
-        images = [avatars.to_float(faces.images[i : i + 250]) for i in range(0, count, 250)]
-        embedded = torch.cat([_embed_images(network, batch) for batch in images])
+        parts = avatars.to_float(faces.images).split(250)
+        embedded = torch.cat([judge.image_features(network, part) for part in parts])
         result["zero_shot"][str(size)] = {
             attribute: _zero_shot(network, words, embedded, attribute, faces.labels[attribute])
             for attribute in captions.PHRASES
         }
         result["retrieval"][str(size)] = _retrieval(network, words, embedded, faces.labels)
     return result
-
-
-def _embed_images(network: nn.Module, images: Tensor) -> Tensor:
-    pixels = judge.resize(images, 64)
-    return F.normalize(network.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 
 
 def _embed_texts(network: nn.Module, words: Callable, texts: list[str]) -> Tensor:

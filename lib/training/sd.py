@@ -7,7 +7,7 @@ stays frozen, as in Stable Diffusion (Rombach et al. 2022).
 import copy
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lib.diffusion import folders
 from lib.faces import avatars, captions, judge
 from lib.training.cards import write_card
-from lib.training.ddpm import beside_faces, shipped, weighted_noise_error
+from lib.training.ddpm import beside_faces, faces, loaded, shipped, weighted_noise_error
+from lib.training.scorers import accuracy_of
 from lib.training.task import BUILD, Task
 
 SIZE = 64
@@ -44,8 +45,8 @@ def autoencoder_task() -> Task:
     return Task(
         name="avatars-vae",
         build=build_autoencoder,
-        load=lambda folder: _load_autoencoder(folder.parent / "avatars-sd" / "vae").train(),
-        data=_autoencoder_data,
+        load=lambda folder: loaded("AutoencoderKL", folder.parent / "avatars-sd" / "vae"),
+        data=partial(faces, FACES, SIZE),
         loss=_autoencoder_loss,
         save=lambda network, folder, metrics: network.save_pretrained(folder),
         evaluate=measure_autoencoder,
@@ -68,17 +69,6 @@ def build_autoencoder() -> nn.Module:
         norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False,
     )  # fmt: skip
-
-
-def _load_autoencoder(folder: Path) -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
-
-
-def _autoencoder_data() -> tuple[int, Callable]:
-    images = avatars.load("train", FACES, size=SIZE, pink=False).images
-    return len(images), lambda indices, rng: (avatars.to_float(images[indices.numpy()]),)
 
 
 def _autoencoder_loss(network: nn.Module, batch: tuple, rng: torch.Generator) -> Tensor:
@@ -114,15 +104,16 @@ def _round_trip(network: nn.Module, images: Tensor) -> Tensor:
 @torch.no_grad()
 def measure_autoencoder(network: nn.Module, *, count: int = 1000) -> dict:
     """Error of the round trip and what judge a still reads; centres and scales the latents."""
-    faces = avatars.load("held-out", count, size=SIZE, pink=False)
-    images = avatars.to_float(faces.images)
+    drawn = avatars.load("held-out", count, size=SIZE, pink=False)
+    images = avatars.to_float(drawn.images)
     centre(network, images)
     network.half().float()
     scale = round(1 / _latents(network, images).std().item(), 5)
     network.register_to_config(scaling_factor=scale)
     again = _round_trip(network, images)
+    truth = {name: torch.from_numpy(index) for name, index in drawn.labels.items()}
     read = judge.logits(again)
-    kept = {n: round(_agreement(z.argmax(1), faces.labels[n]), 4) for n, z in read.items()}
+    kept = {n: round(accuracy_of(z.argmax(1), truth[n]), 4) for n, z in read.items()}
     return {
         "scaling_factor": network.config.scaling_factor,
         "absolute_error": round((again - images).abs().mean().item(), 5),
@@ -143,12 +134,6 @@ def centre(network: nn.Module, images: Tensor) -> None:
     outward.bias += outward.weight[:, :, 0, 0] @ mean
 
 
-def _agreement(guess: Tensor, labels: np.ndarray) -> float:
-    truth = torch.from_numpy(labels)
-    defined = truth != avatars.UNDEFINED
-    return (guess[defined] == truth[defined]).double().mean().item()
-
-
 # --- U-Net ----------------------------------------------------------------------------------------
 
 
@@ -157,7 +142,7 @@ def text_to_image_task() -> Task:
     return Task(
         name="avatars-sd",
         build=build_unet,
-        load=_load_unet,
+        load=lambda folder: loaded("UNet2DConditionModel", folder / "unet"),
         data=_latent_data,
         loss=_text_loss,
         save=_save_text_to_image,
@@ -184,12 +169,6 @@ def build_unet() -> nn.Module:
     )  # fmt: skip
 
 
-def _load_unet(folder: Path) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
-
-
 def _scheduler() -> Any:
     """Betas of Stable Diffusion's shape, carried on to 0.02.
 
@@ -208,12 +187,11 @@ def _scheduler() -> Any:
 def autoencoder() -> nn.Module:
     """The trained autoencoder, from the last training or else as shipped; frozen.
 
-    Raises:
-        ValueError: when neither exists.
+    Raises ValueError when neither exists.
     """
     for folder in (PARTS / "avatars-vae", judge.MODELS / "avatars-sd" / "vae"):
         if (folder / "config.json").exists():
-            return _load_autoencoder(folder).eval().requires_grad_(False)
+            return loaded("AutoencoderKL", folder).eval().requires_grad_(False)
     raise ValueError("no autoencoder yet: train it, python -m lib.training.train avatars-vae.")
 
 
@@ -250,14 +228,14 @@ def _latent_data() -> tuple[int, Callable]:
     """Latents of the training faces, encoded once, with captions drawn afresh at every step."""
     from tqdm.auto import tqdm
 
-    faces = avatars.load("train", FACES, size=SIZE, pink=False)
-    starts = tqdm(range(0, len(faces.images), 256), desc="latents")
-    latents = torch.cat([encode(avatars.to_float(faces.images[i : i + 256])) for i in starts])
+    drawn = avatars.load("train", FACES, size=SIZE, pink=False)
+    starts = tqdm(range(0, len(drawn.images), 256), desc="latents")
+    latents = torch.cat([encode(avatars.to_float(drawn.images[i : i + 256])) for i in starts])
 
     def fetch(indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = indices.numpy()
         draw = np.random.default_rng(torch.randint(2**62, (1,), generator=rng).item())
-        texts = captions.captions({k: v[rows] for k, v in faces.labels.items()}, rng=draw)
+        texts = captions.captions({k: v[rows] for k, v in drawn.labels.items()}, rng=draw)
         empty = draw.random(len(texts)) < UNCONDITIONAL
         said = ["" if drop else text for drop, text in zip(empty, texts, strict=True)]
         return latents[indices], embed(said)

@@ -46,12 +46,9 @@ def train(
 
     `start` is a folder of shipped models to begin from, with a short warm-up; steps and minutes
     that they have behind them are added up, and their snapshots are kept. `limit` stops after that
-    many steps, leaving a checkpoint (and returns {}).
-
-    Raises:
-        ValueError: when a checkpoint belongs to other settings, `steps` or `limit` is below 1, or
-            the folder of a warm start lacks a snapshot.
-        FloatingPointError: when the loss is no longer finite.
+    many steps, leaving a checkpoint (and returns {}). Raises ValueError when a checkpoint belongs
+    to other settings, `steps` or `limit` is below 1, or the folder of a warm start lacks a
+    snapshot, and FloatingPointError when the loss is no longer finite.
     """
     steps = task.steps if steps is None else steps
     if steps < 1 or (limit is not None and limit < 1):
@@ -303,9 +300,12 @@ def _history(task: Task, run: _Run, start: Path | None) -> dict:
     """Settings, loss curve (100 points) and cost, with the minutes behind a warm start."""
     curve = [round(part.mean().item(), 6) for part in torch.tensor(run.losses).chunk(100)]
     minutes = run.seconds / 60 + _earlier(task, start)[1]
+    hardware = f"{torch.get_num_threads()} CPU thread(s)"
+    if run.accelerator.device.type == "cuda":
+        hardware = f"{run.accelerator.num_processes} x {torch.cuda.get_device_name()}"
     return {
         "training": run.settings | {"final_loss": curve[-1], "loss_curve": curve},
-        "cost": {"minutes": round(minutes, 1), "hardware": _hardware(run)},
+        "cost": {"minutes": round(minutes, 1), "hardware": hardware},
     }
 
 
@@ -333,12 +333,6 @@ def _save_snapshots(task: Task, run: _Run, start: Path | None, folder: Path) -> 
         early = copy.deepcopy(run.average)
         early.load_state_dict(torch.load(run.folder / f"{name}.pt", weights_only=True))
         task.save_snapshot(early, folder / name)
-
-
-def _hardware(run: _Run) -> str:
-    if run.accelerator.device.type == "cuda":
-        return f"{run.accelerator.num_processes} x {torch.cuda.get_device_name()}"
-    return f"{torch.get_num_threads()} CPU thread(s)"
 
 
 def _draw_losses(folder: Path, losses: list[float], name: str) -> None:

@@ -87,6 +87,9 @@ CASES |= {
     "faces.judge.clip_similarity": lambda on: judge.clip_similarity(two(on)[0], ["a person"]),
     "faces.judge.directional_similarity": said,
     "faces.judge.embed_images": lambda on: judge.embed_images(two(on)[0]),
+    "faces.judge.image_features": lambda on: judge.image_features(
+        judge.clip(device=on.device)[0], two(on)[0]
+    ),
     "faces.judge.embed_texts": lambda on: judge.embed_texts(["a person"], device=on.device),
     "faces.judge.clip": lambda on: judge.clip(device=on.device)[0].logit_scale.detach(),
     "faces.pretrained.clip_score": lambda on: pretrained.clip_score(

@@ -27,6 +27,7 @@ import pretend
 import torch
 from table import CASES, ROOMS, On, differences, run
 
+from benchmarks import small
 from benchmarks.geometry import Potential, pairs
 from lib import slices
 from lib.diffusion import models, rehearsal, sampling
@@ -186,9 +187,9 @@ def text_rows(device: torch.device, sizes: Sizes) -> dict:
 def _stable(device: torch.device, dtype: torch.dtype, tiny: bool) -> models.Generator:
     """A text model of the published size; its words are those of the tiny folder."""
     with tempfile.TemporaryDirectory() as folder:
-        path = rehearsal.write_random("sd-1.5", Path(folder) / "sd", tiny=True)
+        path = small.write("sd-1.5", Path(folder) / "sd")
         generator = models.load(path, device="cpu")
-    parts = rehearsal.networks("sd-1.5", tiny=tiny)
+    parts = rehearsal.networks("sd-1.5", small.changes("sd-1.5") if tiny else {})
     torch.manual_seed(0)
     for name, part in (("unet", "unet"), ("autoencoder", "vae"), ("text_encoder", "text_encoder")):
         network = parts[part]().eval().requires_grad_(False)

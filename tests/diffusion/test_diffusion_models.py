@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import small
 from lib.diffusion import differentiable, folders, models, reading, rehearsal, sampling
 
 PIXEL = ("celebahq-256", "learned-sigma-256")
@@ -75,9 +76,9 @@ def test_random_folders_are_reproducible_and_leave_the_callers_stream(tmp_path, 
     torch.manual_seed(3)
     expected = torch.randn(2)
     torch.manual_seed(3)
-    again = rehearsal.write_random("celebahq-256", tmp_path / "again", tiny=True)
+    again = small.write("celebahq-256", tmp_path / "again")
     assert torch.equal(torch.randn(2), expected)
-    other = rehearsal.write_random("celebahq-256", tmp_path / "other", tiny=True, seed=1)
+    other = small.write("celebahq-256", tmp_path / "other", seed=1)
     hashes = [
         models.load(f, device="cpu").weight_hash for f in (tiny["celebahq-256"], again, other)
     ]
@@ -85,7 +86,7 @@ def test_random_folders_are_reproducible_and_leave_the_callers_stream(tmp_path, 
 
 
 def test_half_precision_folders_are_read_in_full_precision(tmp_path):
-    folder = rehearsal.write_random("sd-1.5", tmp_path / "half", tiny=True, half=True)
+    folder = small.write("sd-1.5", tmp_path / "half", half=True)
     for file in folder.rglob("*.safetensors"):
         assert {v.dtype for v in load_file(file).values()} == {torch.float16}
     generator = models.load(folder, device="cpu")
@@ -96,15 +97,15 @@ def test_half_precision_folders_are_read_in_full_precision(tmp_path):
 def test_random_folders_refuse_unknown_kinds_and_existing_targets(tmp_path, kind, options):
     target = tmp_path if options else tmp_path / "new"
     with pytest.raises(ValueError, match=r"choose one of|name a new one"):
-        rehearsal.write_random(kind, target, tiny=True)
+        rehearsal.write_random(kind, target)
 
 
 @pytest.mark.parametrize("kind", ["learned-sigma-256", "sd-2.1-base"])
 def test_a_rehearsal_writes_loads_samples_and_inverts(tmp_path, kind):
-    said = rehearsal.rehearse(kind, tmp_path, tiny=True)
+    said = rehearsal.rehearse(kind, tmp_path, small.changes(kind))
     assert said.startswith(f"{kind}: images (2, 3, 16, 16), latents (2, ")
     written = (tmp_path / kind / "unet" / "config.json").stat().st_mtime_ns
-    rehearsal.rehearse(kind, tmp_path, tiny=True)
+    rehearsal.rehearse(kind, tmp_path, small.changes(kind))
     assert (tmp_path / kind / "unet" / "config.json").stat().st_mtime_ns == written
 
 
@@ -473,7 +474,7 @@ class Payload:
 def test_code_in_a_pickle_is_not_run(tiny, tmp_path, capsys):
     folder = unpickled_copy(tiny["celebahq-256"], tmp_path / "old")
     torch.save({"x": Payload()}, folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(ValueError, match="more than tensors"):
+    with pytest.raises(ValueError, match="more than named tensors"):
         folders.convert_pickle(folder, tmp_path / "new")
     assert "code has run" not in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["old"]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import small
 from lib import hspace
-from lib.diffusion import entries, models, rehearsal, sampling, tangents
+from lib.diffusion import entries, models, sampling, tangents
 
 CROSS = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 RESNET = ("ResnetDownsampleBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "ResnetUpsampleBlock2D")
@@ -31,9 +32,9 @@ BASE = {
         "norm_num_groups": 2,
         "attention_head_dim": 4,
     },
-    "UNet2DConditionModel": rehearsal.LATENT_TINY | {"block_out_channels": (4, 8)},
-    "AutoencoderKL": rehearsal.AUTOENCODER_TINY | {"latent_channels": 3, "norm_num_groups": 2},
-    "VQModel": rehearsal.AUTOENCODER_TINY | {"norm_num_groups": 2, "num_vq_embeddings": 8},
+    "UNet2DConditionModel": small.LATENT_TINY | {"block_out_channels": (4, 8)},
+    "AutoencoderKL": small.AUTOENCODER_TINY | {"latent_channels": 3, "norm_num_groups": 2},
+    "VQModel": small.AUTOENCODER_TINY | {"norm_num_groups": 2, "num_vq_embeddings": 8},
 }
 
 

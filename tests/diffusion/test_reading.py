@@ -9,12 +9,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from benchmarks import small
 from lib import hspace, slices
-from lib.diffusion import models, rehearsal, sampling, tangents
+from lib.diffusion import models, sampling, tangents
 
 TIMES = 10  # of a schedule that the library's grid and ours walk alike
 SCHEDULE = {"num_train_timesteps": TIMES, "clip_sample": False, "set_alpha_to_one": True}
-AUTOENCODER = rehearsal.AUTOENCODER_TINY | {"latent_channels": 3}
+AUTOENCODER = small.AUTOENCODER_TINY | {"latent_channels": 3}
 UNET = {
     "sample_size": 8,
     "block_out_channels": (4, 8),
@@ -135,7 +136,7 @@ def test_other_autoencoders_and_widths_are_refused_by_name(tiny, tmp_path):
     diffusers.AutoencoderKL(**AUTOENCODER).save_pretrained(folder / "vae")
     with pytest.raises(ValueError, match="vae takes latents of 3 channels, the U-Net makes 4"):
         models.load(folder)
-    config = transformers.CLIPTextConfig(**rehearsal.TEXT_TINY | {"hidden_size": 24})
+    config = transformers.CLIPTextConfig(**small.TEXT_TINY | {"hidden_size": 24})
     transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     with pytest.raises(ValueError, match=r"gives 24 numbers a token, the U-Net takes \{16\}"):
         models.load(folder)

@@ -31,12 +31,6 @@ def test_every_word_is_one_known_token():
     assert {"sunglasses", "blond"} <= set(captions.WORDS)
 
 
-def test_our_pair_encoding_is_the_tokenizers():
-    merges = [tuple(pair) for pair in TOKENS._merges]
-    for word in (*captions.WORDS, "bland", "smilings", "grasses", "handsome"):
-        assert captions._pieces(word, merges) == TOKENS.tokenize(word)
-
-
 def test_every_caption_fits_and_survives_the_round_trip():
     everything = captions.captions(labels(2000))
     random = captions.captions(labels(2000), rng=np.random.default_rng(0))

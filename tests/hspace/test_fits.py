@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from benchmarks import small
 from lib import hspace as diffusion_hspace
-from lib.diffusion import models, rehearsal
+from lib.diffusion import models
 from lib.faces import attributes, avatars, captions
 from lib.hspace import fits, published, trained
 
@@ -65,7 +66,7 @@ def test_a_probe_is_fishers_direction_between_two_clouds(monkeypatch):
 
 
 def test_finished_training_is_the_change_that_was_trained(tmp_path):
-    folder = rehearsal.write_random("celebahq-256", tmp_path / "tiny", tiny=True)
+    folder = small.write("celebahq-256", tmp_path / "tiny")
     generator = models.load(folder, device="cpu")
     x, run = generator.noise(4, 0), {"t_edit": 500, "steps": 3}
     direction = fits.text_direction("hat")
@@ -83,7 +84,7 @@ def test_finished_training_is_the_change_that_was_trained(tmp_path):
 
 
 def test_command_writes_small_files_that_load_again(tmp_path, capsys):
-    folder = rehearsal.write_random("celebahq-256", tmp_path / "celebahq", tiny=True)
+    folder = small.write("celebahq-256", tmp_path / "celebahq")
     arguments = ["hat", "--model", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
     fits.main(arguments)
     known, file, seen = sorted((tmp_path / "out").iterdir())
@@ -97,7 +98,7 @@ def test_command_writes_small_files_that_load_again(tmp_path, capsys):
 
 
 def test_published_settings_run_on_a_small_checkpoint(tmp_path):
-    folder = rehearsal.write_random("celebahq-256", tmp_path / "celebahq", tiny=True)
+    folder = small.write("celebahq-256", tmp_path / "celebahq")
     generator = models.load(folder, device="cpu")
     settings = published.DATA_SETS[published.data_set(str(folder))].settings
     assert len(settings) == 13 and all(0.4 < s.cosine < 1 for s in settings)

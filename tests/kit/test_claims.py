@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_notebooks import write_notebook
 
+from book import scorecard as pages
 from lib.kit import claims, results, scorecard, session, stamps, verdicts
 
 F = "hessian.ising.rmse_free_energy"
@@ -230,7 +231,7 @@ def test_a_lesson_shows_the_committed_verdicts_and_where_each_is_settled(root):
 
 
 def line_of(claim):
-    (line,) = [line for line in scorecard.page().splitlines() if f"`{claim}`" in line]
+    (line,) = [line for line in pages.page().splitlines() if f"`{claim}`" in line]
     return line
 
 
@@ -242,8 +243,8 @@ def test_the_scorecard_prefers_full_and_shows_the_rest_as_open(root):
     line = line_of(F)
     for part in ("0.0883 J", "0.01 ± 0.001 (3)", "reproduced [full]", "< 0.0883", "128 x 128"):
         assert part in line
-    assert scorecard.page().count("| open |") == len(results.CLAIMS) - 1 + 1  # the head of totals
-    assert f"{len(results.CLAIMS)} claims" in scorecard.terminal()
+    assert pages.page().count("| open |") == len(results.CLAIMS) - 1 + 1  # the head of totals
+    assert f"{len(results.CLAIMS)} claims" in pages.terminal()
 
 
 def test_a_row_that_is_older_than_its_code_carries_a_dagger(root):
@@ -253,8 +254,8 @@ def test_a_row_that_is_older_than_its_code_carries_a_dagger(root):
     assert scorecard.rows()[F]["marks"] == "°"
     path = root / "notebooks" / "01_ising.ipynb"
     path.write_text(path.read_text().replace("seed: int = 0", "seed: int = 1"))
-    assert "reproduced [quick] †°" in line_of(F) and "† the row is older" in scorecard.LEGEND
-    assert scorecard.totals(scorecard.rows())[0][-2:] == ("1", "1")
+    assert "reproduced [quick] †°" in line_of(F) and "† the row is older" in pages.LEGEND
+    assert pages.totals(scorecard.rows())[0][-2:] == ("1", "1")
 
 
 def test_a_statistical_row_without_controls_carries_a_mark_and_an_exact_law_does_not(root):
@@ -270,7 +271,7 @@ def test_a_statistical_row_without_controls_carries_a_mark_and_an_exact_law_does
 
 
 def test_the_headlines_are_claims_and_few():
-    assert set(scorecard.HEADLINES) <= set(results.CLAIMS) and len(scorecard.HEADLINES) <= 12
+    assert set(pages.HEADLINES) <= set(results.CLAIMS) and len(pages.HEADLINES) <= 12
 
 
 def test_a_second_family_records_claims_of_other_numbers_and_is_counted(root, session_in):
@@ -282,9 +283,9 @@ def test_a_second_family_records_claims_of_other_numbers_and_is_counted(root, se
     row = results.record(F, **ROW)
     assert row["family"] == "garments" and results.of_this_run() == {F: row}
     assert "**no**" not in scorecard.families_table({F: row}).data
-    assert "1 claims have a second verdict" in scorecard.carried_over(scorecard.rows())
-    assert "for 1 of them" in scorecard.carried_over(scorecard.rows())
+    assert "1 claims have a second verdict" in pages.carried_over(scorecard.rows())
+    assert "for 1 of them" in pages.carried_over(scorecard.rows())
     assert line_of(F).split(" | ")[-2].startswith(row["verdict"])
     worse = results.record(F, **ROW | {"measured": 0.6})
     assert "**no**" in scorecard.families_table({F: worse}).data
-    assert "for 0 of them" in scorecard.carried_over(scorecard.rows())
+    assert "for 0 of them" in pages.carried_over(scorecard.rows())

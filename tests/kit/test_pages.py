@@ -5,7 +5,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from small_notebooks import write_notebook
 
-from lib.kit import pages, results
+from book import scorecard
+from lib.kit import pipeline, results
 
 CARD = (
     "# 01\n\n| | |\n| --- | --- |\n| **Time** | `quick` 3 min on two cores |\n| **Memory** | 1 GB |"
@@ -29,7 +30,7 @@ def page(root):
 
 
 def test_the_figure_map_names_figures_command_and_time(page):
-    rows = pages.figure_map().splitlines()[2:]
+    rows = scorecard.figure_map().splitlines()[2:]
     assert rows == [
         "| [01_ising](notebooks/01_ising.ipynb) "
         "| [a](figures/01_ising/a.png), [b](figures/01_ising/b.png) | `make 01_ising` "
@@ -41,27 +42,27 @@ def test_the_figure_map_names_figures_command_and_time(page):
 
 
 def test_the_readme_keeps_its_text_around_what_is_made(page):
-    pages.write()
+    scorecard.write()
     once = page.read_text()
-    pages.write()
+    scorecard.write()
     assert page.read_text() == once and "stale" not in once
     assert once.startswith("before\n<!-- scorecard -->\n| paper |")
     assert once.endswith("<!-- /scorecard -->\nafter\n")
 
 
 def test_the_scorecard_holds_every_claim_and_links_to_the_notebook_that_records_it(page):
-    pages.write()
+    scorecard.write()
     text = (page.parent / "SCORECARD.md").read_text()
     assert all(text.count(f"`{claim}`") == 1 for claim in results.CLAIMS)
     assert "[evidence/01_ising](notebooks/evidence/01_ising.ipynb)" in text
-    assert "[02_tasep](notebooks/02_tasep.ipynb)" in text and pages.figure_map() in text
+    assert "[02_tasep](notebooks/02_tasep.ipynb)" in text and scorecard.figure_map() in text
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- /scorecard --><!-- scorecard -->"])
 def test_a_readme_without_markers_is_refused(page, text):
     page.write_text(text)
     with pytest.raises(ValueError, match="README.md needs"):
-        pages.write()
+        scorecard.write()
     assert page.read_text() == text and not (page.parent / "SCORECARD.md").exists()
 
 
@@ -81,7 +82,7 @@ def test_a_page_holds_what_was_printed_below_its_headings():
             said("c   3\n"),
         ]
     )
-    assert pages.printed(book, "full") == (
+    assert pipeline.printed(book, "full") == (
         "*Printed by the run of profile `full`.*\n\n"
         "## Table\n\n```\na   1\nb   2\n```\n\n```\nc   3\n```\n"
     )

@@ -24,7 +24,7 @@ def test_before_training_the_loss_is_that_of_the_u_net_alone_whose_weights_get_n
         return autoencoder.base().unet(noisy, t)
 
     own = autoencoder._loss(network, (images,), draws())
-    alone = ddpm._ddpm_loss(plain, (images,), draws()).item()
+    alone = ddpm.ddpm_task().loss(plain, (images,), draws()).item()
     assert own.item() == pytest.approx(alone, rel=1e-5)  # its α_t are rounded elsewhere
     own.backward()
     moved = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
@@ -36,7 +36,7 @@ def test_the_shipped_folder_continues_where_it_was_saved(tmp_path):
     network = Autoencoder(autoencoder.base())
     metrics = {"training": {"steps": 1, "batch": 1}, "round_trip": 0.01}
     autoencoder._save(network, tmp_path, metrics)
-    again = autoencoder._load(tmp_path)
+    again = autoencoder.autoencoder_task().load(tmp_path)
     assert again.training and all(p.requires_grad for p in again.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], value.half().float()), name
@@ -44,7 +44,7 @@ def test_the_shipped_folder_continues_where_it_was_saved(tmp_path):
 
 
 def test_the_shipped_autoencoder_gives_held_out_faces_back():
-    network = autoencoder._load(MODELS / "avatars-dae").eval()
+    network = autoencoder.autoencoder_task().load(MODELS / "avatars-dae").eval()
     found = autoencoder.measure_autoencoder(network, count=4)
     assert found["round_trip"] < 0.02
     assert found["round_trip"] < found["error_with_noise_drawn_anew"] < 0.1

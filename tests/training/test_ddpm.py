@@ -21,7 +21,7 @@ def colour(n):
 
 
 def test_the_loss_of_the_exact_noise_is_zero():
-    loss = ddpm._ddpm_loss(oracle, (colour(64),), torch.Generator().manual_seed(0))
+    loss = ddpm.ddpm_task().loss(oracle, (colour(64),), torch.Generator().manual_seed(0))
     assert loss < 1e-8
 
 
@@ -31,7 +31,7 @@ def test_the_loss_weighs_an_error_by_the_noise_in_units_of_the_image():
 
     weights = (1 / ALPHAS - 1).sqrt()
     n = 4000
-    loss = ddpm._ddpm_loss(shifted, (colour(n),), torch.Generator().manual_seed(1))
+    loss = ddpm.ddpm_task().loss(shifted, (colour(n),), torch.Generator().manual_seed(1))
     expected, error = 0.01 * weights.mean(), 0.01 * weights.std() / n**0.5
     assert abs(loss.item() - expected) < 4 * error
     assert error < 0.05 * expected
@@ -47,7 +47,7 @@ def test_a_saved_network_is_the_same_in_half_precision(tmp_path):
     network = ddpm.build_ddpm()
     metrics = {"training": {"steps": 1, "batch": 1}}
     ddpm._save_ddpm(network, tmp_path, metrics)
-    again = ddpm._load_ddpm(tmp_path)
+    again = ddpm.loaded("UNet2DModel", tmp_path / "unet")
     for key, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[key], value.half().float()), key
     ddpm._save_ddpm(again, tmp_path / "again", metrics)  # a warm start tells no path
