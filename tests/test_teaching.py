@@ -204,6 +204,27 @@ def test_slides_are_what_the_cells_say_else_headings_and_figures(lesson):
     assert kinds(book) == ["skip"] * 3 + ["fragment"] + ["skip"] * 10
 
 
+def test_slides_say_what_a_cell_tells_them_to_and_keep_the_prose_for_the_speaker():
+    on = {"slideshow": {"slide_type": "slide"}}
+    prose = new_markdown_cell("All of it.", metadata=on | {"kit": {"slide": ["# One", "# Two"]}})
+    warned = new_output("stream", name="stderr", text="UserWarning")
+    drawn = new_code_cell("draw()", metadata=on, outputs=[warned, FIGURE])
+    drawn.metadata["kit"] = {"slide": ["# Three"]}
+    made = exports.with_slides(new_notebook(cells=[prose, drawn])).cells
+    shown = [(cell.metadata.slideshow.slide_type, cell.source) for cell in made]
+    assert shown[:3] == [("slide", "# One"), ("slide", "# Two"), ("notes", "All of it.")]
+    assert shown[3:] == [("slide", "# Three"), ("-", "draw()")] and made[-1].outputs == [FIGURE]
+
+
+@pytest.mark.parametrize("name", [n for n in stamps.notebooks() if n[:2] in exports.SLIDES])
+def test_a_lecture_has_twelve_to_twenty_slides_of_few_words(name):
+    cells = exports.with_slides(stamps.read_notebook(name)).cells
+    slides = [c for c in cells if c.metadata.slideshow.slide_type in ("slide", "subslide")]
+    assert 12 <= len(slides) <= 20
+    texts = [re.sub(r"\$[^$]*\$", "x", c.source) for c in slides if c.cell_type == "markdown"]
+    assert max(len(text.split()) for text in texts) <= 70
+
+
 NEEDED = ("sphinx_revealjs", "sphinx-mathjax-offline")
 ABSENT = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
