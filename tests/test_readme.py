@@ -38,6 +38,16 @@ def test_every_command_is_a_target():
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 
 
+def test_the_plans_name_sections_that_the_lessons_have():
+    plans = " ".join((ROOT / "docs/teaching.md").read_text().split())
+    named = re.findall(r"\b(0\d)\.(\d+) ([^\W\d]+(?: [^\W\d]+)?)", plans)
+    assert len(named) > 20
+    for number, section, words in named:
+        (name,) = (n for n in stamps.notebooks() if n.startswith(number))
+        cells = [c.source for c in stamps.read_notebook(name).cells if c.cell_type == "markdown"]
+        assert re.search(rf"^## {section}\. {words}", "\n".join(cells), re.MULTILINE), words
+
+
 def test_the_scorecard_is_that_of_this_checkout():
     assert f"{pages.BEGIN}\n{scorecard.summary()}\n{pages.END}" in README, "run: make scorecard"
     assert (ROOT / "SCORECARD.md").read_text() == pages.scorecard_page(), "run: make scorecard"
