@@ -86,9 +86,19 @@ def test_the_example_of_an_image_writes_another(tmp_path, monkeypatch):
     assert not attributes.labels(names["x"])["glasses"] and attributes.labels(after)["glasses"]
 
 
-def run_example(holding):
+def test_the_example_of_a_checkpoint_writes_its_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example("mine.noise", str(ROOT / "models/avatars-ddpm"))
+    assert len(list((tmp_path / "samples").iterdir())) == 4
+
+
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 170
+
+
+def run_example(holding, folder="FOLDER"):
     """The names after the Python block of the README that holds a text."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.replace("FOLDER", folder), re.DOTALL)
     (code,) = (block for block in blocks if holding in block)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
