@@ -53,7 +53,7 @@ WORDS = "your words: what is plotted, and what it shows"
 def lessons(names: Iterable[str] = ()) -> dict[str, NotebookNode]:
     """Return {name: notebook} of the lessons that the names stand for, all if none is given."""
     chosen = dict.fromkeys(map(stamps.lesson_of, stamps.chosen(names)))
-    return {name: stamps.read_notebook(name) for name in chosen}
+    return {n: stamps.read_notebook(n) for n in chosen if n in stamps.notebooks()}
 
 
 def tags(cell: NotebookNode) -> list[str]:

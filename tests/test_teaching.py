@@ -59,7 +59,7 @@ def lesson(tmp_path, monkeypatch):
         new_code_cell('scorecard.claims_table("01_a")', outputs=[FIGURE]),
         new_markdown_cell("**Conclusion.** It is SECRET.\n\nTwice.\n\n**References.** One."),
     ]
-    for name in ("01_a", "evidence/01_a"):
+    for name in ("01_a", "evidence/01_a", "evidence/07_alone"):
         path = tmp_path / "notebooks" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(new_notebook(cells=cells), path)
