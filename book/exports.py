@@ -1,8 +1,10 @@
 """Notebooks as HTML: `make html`, a page of each; `make slides`, reveal.js that asks no other site.
 
 Every figure keeps its alternative text, which nbconvert leaves out. What is on a slide says the
-metadata `slideshow.slide_type` of a cell, as in JupyterLab; a lesson that sets none gets a slide
-for each heading, with the paragraph below it, and one for each figure.
+metadata `slideshow.slide_type` of a cell, as in JupyterLab. In which words says `kit.slide`: a
+list, one text a slide, of which the last stands above what the cell shows; the cell's own prose is
+then in the notes of the speaker (key S). A lesson that sets no types gets a slide for each heading,
+with the paragraph below it, and one for each figure.
 """
 
 import copy
@@ -17,6 +19,7 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter, SlidesExporter
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from book import lab, teaching
 from lib.kit import session, stamps
@@ -35,7 +38,11 @@ SLIDES_TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
 <script src="offline/mathjax/tex-svg.js"></script>
 {%- endblock -%}
 {%- block html_head_css -%}
-<style>:root { --r-heading-text-transform: none; --r-main-font-size: 28px }</style>
+<style>
+:root { --r-heading-text-transform: none; --r-main-font-size: 28px }
+.reveal .jp-OutputArea-output pre { font-size: 16px; white-space: pre; box-shadow: none }
+.reveal section img { max-height: 500px; object-fit: contain }
+</style>
 {%- endblock -%}
 {%- block footer_js -%}
 <script src="offline/dist/reveal.js"></script>
@@ -69,7 +76,7 @@ def write_pages() -> list[Path]:
 
 def with_slides(book: NotebookNode) -> NotebookNode:
     """Return a lesson whose cells say what is on a slide, as the lesson does or by its headings."""
-    book = copy.deepcopy(book)
+    book, cells = copy.deepcopy(book), []
     marked = any("slideshow" in cell.metadata for cell in book.cells)
     for cell in book.cells:
         if {"solution", "check"} & {*teaching.tags(cell)}:
@@ -79,8 +86,27 @@ def with_slides(book: NotebookNode) -> NotebookNode:
         else:
             kind = _slide_type(cell)
             cell.source = _first_words(cell) if kind == "slide" else cell.source
-        cell.metadata["slideshow"] = {"slide_type": kind}
+        words = cell.metadata.get("kit", {}).get("slide", []) if kind != "skip" else []
+        cells += [new_markdown_cell(text, metadata=_typed(kind)) for text in words]
+        if words:
+            kind = "notes" if cell.cell_type == "markdown" else "-"
+        cell.metadata |= _typed(kind)
+        cells.append(_bare(cell))
+    book.cells = cells
     return book
+
+
+def _typed(kind: str) -> dict[str, NotebookNode]:
+    return {"slideshow": NotebookNode(slide_type=kind)}
+
+
+def _bare(cell: NotebookNode) -> NotebookNode:
+    """A cell without warnings, and of a cell with a figure nothing else."""
+    if cell.cell_type == "code":
+        shown = [o for o in cell.outputs if o.get("name") != "stderr"]
+        figures = [o for o in shown if "image/png" in o.get("data", {})]
+        cell.outputs = figures or shown
+    return cell
 
 
 def _slide_type(cell: NotebookNode) -> str:
@@ -107,7 +133,7 @@ def write_slides(names: Iterable[str]) -> list[Path]:
     _offline(folder / "offline")
     exporter = _exporter(SlidesExporter, SLIDES_TEMPLATE)
     exporter.reveal_url_prefix, exporter.reveal_theme = "offline", "white"
-    exporter.exclude_input, exporter.embed_images = True, True
+    exporter.exclude_input = exporter.exclude_output_prompt = exporter.embed_images = True
     written = []
     for name, book in teaching.lessons(names).items():
         book = lab.moved(with_slides(book), stamps.notebooks()[name].parent, session.root())

@@ -5,7 +5,8 @@ What they are made of is marked in the lessons themselves, and nowhere else:
     **1 (predict).** ...   opens an exercise; `kit.points` and `kit.rubric` in the metadata of its
                            cell replace the usual points and rubric of its kind
     tag `solution`         the answer of the kit; a student finds an empty answer cell instead
-    tag `check`            assertions on names that an answer has to define, each with a hint
+    # check                a line of a solution: below it stand assertions on names that an answer
+                           has to define, each with a hint; a cell with the tag `check` is another
     tag `spoiler`          is left out of a student's copy
 
 A file that is there is never written over: a changed one goes beside it, as NAME-2.ipynb.
@@ -28,6 +29,7 @@ from book import lab
 from lib.kit import session, stamps
 
 EXERCISE = re.compile(r"\*\*(\d+) \((predict|change|derive)\)\.\*\*")
+CHECK = re.compile(r"^# check\n", re.MULTILINE)
 PREDICTION = re.compile(r"\*\*Predict first[.:]?\*\*")
 RESULT = re.compile(r"!\[[^\]]*\]\([^)]*figures/[^)]*\)\n?")
 CONCLUSION = re.compile(r"\*\*Conclusion\.\*\*.*?(?=\n\n\*\*References|\Z)", re.DOTALL)
@@ -51,7 +53,7 @@ WORDS = "your words: what is plotted, and what it shows"
 def lessons(names: Iterable[str] = ()) -> dict[str, NotebookNode]:
     """Return {name: notebook} of the lessons that the names stand for, all if none is given."""
     chosen = dict.fromkeys(map(stamps.lesson_of, stamps.chosen(names)))
-    return {name: stamps.read_notebook(name) for name in chosen}
+    return {n: stamps.read_notebook(n) for n in chosen if n in stamps.notebooks()}
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -74,14 +76,43 @@ def exercises(book: NotebookNode) -> dict[int, tuple[str, str, int, list[str]]]:
     return found
 
 
+def one_each(book: NotebookNode) -> NotebookNode:
+    """Return a lesson in which a cell that opens several exercises is a cell for each of them.
+
+    The `kit` of such a cell is by number, {"1": {"points": 2}, ...}.
+    """
+    book, cells = copy.deepcopy(book), []
+    for cell in book.cells:
+        opened = list(EXERCISE.finditer(cell.source)) if "solution" not in tags(cell) else []
+        if cell.cell_type == "code" or len(opened) < 2:
+            cells.append(cell)
+            continue
+        cuts = [0, *(found.start() for found in opened[1:]), len(cell.source)]
+        for found, first, last in zip(opened, cuts, cuts[1:], strict=False):
+            meta = cell.metadata | {"kit": cell.metadata.get("kit", {}).get(found[1], {})}
+            text = cell.source[first:last].strip()
+            cells.append(new_markdown_cell(text, metadata=meta, id=f"{cell.id}-{found[1]}"))
+    book.cells = cells
+    return book
+
+
 # --- student --------------------------------------------------------------------------------------
 
 
 def student_copy(name: str, book: NotebookNode) -> NotebookNode:
     """Return a lesson with answer cells instead of solutions, outputs and what gives them away."""
+    book = one_each(book)
     cells, asked, predictions = [], exercises(book), 0
-    for place, cell in enumerate(copy.deepcopy(book.cells)):
-        if {"solution", "spoiler"} & {*tags(cell)} or "claims_table(" in cell.source:
+    for place, cell in enumerate(book.cells):
+        if "solution" in tags(cell):
+            checks = CHECK.split(cell.source)[1:] if cell.cell_type == "code" else []
+            meta = {"tags": ["check"]}
+            cells += [
+                _check(new_code_cell(c, metadata=meta, id=f"{cell.id}-check")) for c in checks
+            ]
+            continue
+        cell.metadata.pop("kit", None)  # the rubric gives results away
+        if "spoiler" in tags(cell) or "claims_table(" in cell.source:
             continue
         cells.append(_check(cell) if "check" in tags(cell) else _without_results(cell))
         if place in asked:
@@ -161,11 +192,12 @@ def without_alt(code: str) -> str:
 
 def key(name: str, book: NotebookNode) -> NotebookNode:
     """Return the exercises of a lesson with points, rubric and the solutions as they ran."""
+    book = one_each(book)
     asked = exercises(book)
     total = sum(worth for _, _, worth, _ in asked.values())
     head = f"# Answers to {name}\n\n{len(asked)} exercises, {total} points."
     cells = [new_markdown_cell(head, id="answers")]
-    for place, cell in enumerate(copy.deepcopy(book.cells)):
+    for place, cell in enumerate(book.cells):
         if place in asked:
             number, _, worth, rubric = asked[place]
             lines = [

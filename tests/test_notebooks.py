@@ -226,6 +226,10 @@ def test_every_claim_that_needs_nothing_is_filled(lesson):
         assert row["needs"] or row["verdict"] != "not tested here"
 
 
+def test_committed_figures_are_light_in_all():
+    assert sum(png.stat().st_size for png in FIGURES) <= 12_000_000
+
+
 @pytest.mark.parametrize("png", FIGURES, ids=lambda path: str(path.relative_to(ROOT / "figures")))
 def test_every_figure_has_alt_text_and_provenance(png):
     alt = png.with_suffix(".txt").read_text()

@@ -39,6 +39,16 @@ def test_every_command_is_a_target():
     assert {"figures", "test", "student", "rehearse"} <= named <= targets
 
 
+def test_the_plans_name_sections_that_the_lessons_have():
+    plans = " ".join((ROOT / "docs/teaching.md").read_text().split())
+    named = re.findall(r"\b(0\d)\.(\d+) ([^\W\d]+(?: [^\W\d]+)?)", plans)
+    assert len(named) > 20
+    for number, section, words in named:
+        (name,) = (n for n in stamps.notebooks() if n.startswith(number))
+        cells = [c.source for c in stamps.read_notebook(name).cells if c.cell_type == "markdown"]
+        assert re.search(rf"^## {section}\. {words}", "\n".join(cells), re.MULTILINE), words
+
+
 def test_the_scorecard_is_that_of_this_checkout():
     assert f"{scorecard.BEGIN}\n{scorecard.summary()}\n{scorecard.END}" in README, (
         "run: make scorecard"
@@ -79,9 +89,19 @@ def test_the_example_of_an_image_writes_another(tmp_path, monkeypatch):
     assert not attributes.labels(names["x"])["glasses"] and attributes.labels(after)["glasses"]
 
 
-def run_example(holding):
+def test_the_example_of_a_checkpoint_writes_its_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_example("mine.noise", str(ROOT / "models/avatars-ddpm"))
+    assert len(list((tmp_path / "samples").iterdir())) == 4
+
+
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 170
+
+
+def run_example(holding, folder="FOLDER"):
     """The names after the Python block of the README that holds a text."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.replace("FOLDER", folder), re.DOTALL)
     (code,) = (block for block in blocks if holding in block)
     names = {}
     exec(compile(code, "README.md", "exec"), names)

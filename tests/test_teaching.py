@@ -1,5 +1,7 @@
 """Copies for a course: nothing that a student should find is in them, and no work is lost."""
 
+import ast
+import builtins
 import importlib.util
 import json
 import re
@@ -11,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from book import exports, teaching
+from lib.kit import stamps
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -56,7 +59,7 @@ def lesson(tmp_path, monkeypatch):
         new_code_cell('scorecard.claims_table("01_a")', outputs=[FIGURE]),
         new_markdown_cell("**Conclusion.** It is SECRET.\n\nTwice.\n\n**References.** One."),
     ]
-    for name in ("01_a", "evidence/01_a"):
+    for name in ("01_a", "evidence/01_a", "evidence/07_alone"):
         path = tmp_path / "notebooks" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(new_notebook(cells=cells), path)
@@ -116,6 +119,45 @@ def test_a_check_tells_a_student_what_is_missing(lesson, capsys, before, said):
     assert capsys.readouterr().out == said
 
 
+def names_of(sources):
+    """The names that code reads, and those that it defines or imports."""
+    nodes = [n for source in sources for n in ast.walk(ast.parse(source))]
+    read = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    made |= {n.name for n in nodes if isinstance(n, ast.ExceptHandler)}
+    aliases = [a for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names]
+    return read, made | {a.asname or a.name for a in aliases}
+
+
+@pytest.mark.parametrize("name", [n for n in stamps.notebooks() if stamps.lesson_of(n) == n])
+def test_every_lesson_has_points_and_a_check_whose_names_its_exercises_give(name):
+    copied = teaching.student_copy(name, stamps.read_notebook(name))
+    worth = [cell.metadata.get("kit", {}).get("points") for cell in copied.cells]
+    assert sum(map(bool, worth)) >= 3, "three exercises with points"
+    code = {k: c for k, c in enumerate(copied.cells) if c.cell_type == "code"}
+    checks = [c.source for c in code.values() if "check" in teaching.tags(c)]
+    assert checks, "a check: assertions below the line `# check` of a solution"
+    text = "\n".join(c.source for c in copied.cells if teaching.EXERCISE.search(c.source))
+    lesson = [c.source for c in code.values() if "check" not in teaching.tags(c)]
+    for check in checks:
+        read, made = names_of([check])
+        unknown = read - made - names_of(lesson)[1] - {*dir(builtins)}
+        assert unknown and all(f"`{each}" in text for each in unknown), unknown
+        assert all(n.msg for n in ast.walk(ast.parse(check)) if isinstance(n, ast.Assert))
+
+
+def test_exercises_of_one_cell_get_an_answer_each(lesson):
+    own = {"kit": {"2": {"points": 7}}}
+    cell = new_markdown_cell("## 2\n\n**1 (predict).** A?\n\n**2 (change).** B?", metadata=own)
+    solved = tagged(new_code_cell, "x = 2  # SECRET\n# check\nassert x > 1, 'more'", "solution")
+    copied = teaching.student_copy("01_a", new_notebook(cells=[cell, solved])).cells
+    points = {c.metadata.kit.answer: c.metadata.kit.get("points") for c in copied[1:5:2]}
+    assert points == {"01_a-1": 2, "01_a-2": 7} and copied[2].source == "**2 (change).** B?"
+    assert "assert x > 1" in copied[-1].source and "SECRET" not in str(copied)
+
+
 def test_a_second_run_leaves_the_work_of_a_student(lesson, capsys):
     path = lesson / "build/student/01_a.ipynb"
     book = written(lesson, "student")
@@ -160,6 +202,30 @@ def test_slides_are_what_the_cells_say_else_headings_and_figures(lesson):
     assert "More of it" not in exports.with_slides(book).cells[2].source
     book.cells[3].metadata["slideshow"] = {"slide_type": "fragment"}
     assert kinds(book) == ["skip"] * 3 + ["fragment"] + ["skip"] * 10
+
+
+def test_slides_say_what_a_cell_tells_them_to_and_keep_the_prose_for_the_speaker():
+    on = {"slideshow": {"slide_type": "slide"}}
+    prose = new_markdown_cell("All of it.", metadata=on | {"kit": {"slide": ["# One", "# Two"]}})
+    warned = new_output("stream", name="stderr", text="UserWarning")
+    drawn = new_code_cell("draw()", metadata=on, outputs=[warned, FIGURE])
+    drawn.metadata["kit"] = {"slide": ["# Three"]}
+    made = exports.with_slides(new_notebook(cells=[prose, drawn])).cells
+    shown = [(cell.metadata.slideshow.slide_type, cell.source) for cell in made]
+    assert shown[:3] == [("slide", "# One"), ("slide", "# Two"), ("notes", "All of it.")]
+    assert shown[3:] == [("slide", "# Three"), ("-", "draw()")] and made[-1].outputs == [FIGURE]
+
+
+@pytest.mark.parametrize("name", [n for n in stamps.notebooks() if n[:2] in exports.SLIDES])
+def test_a_lecture_has_twelve_to_twenty_slides_of_few_words(name):
+    book = stamps.read_notebook(name)
+    if not any("slideshow" in cell.metadata for cell in book.cells):
+        pytest.skip("it sets no types of its own: a slide for each heading and figure")
+    cells = exports.with_slides(book).cells
+    slides = [c for c in cells if c.metadata.slideshow.slide_type in ("slide", "subslide")]
+    assert 12 <= len(slides) <= 20
+    texts = [re.sub(r"\$[^$]*\$", "x", c.source) for c in slides if c.cell_type == "markdown"]
+    assert max(len(text.split()) for text in texts) <= 70
 
 
 NEEDED = ("sphinx_revealjs", "sphinx-mathjax-offline")
