@@ -10,6 +10,7 @@ from functools import partial
 from math import inf
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +191,20 @@ def sweep(plain: Tensor, way: Way, name: str, levels: Sequence[float], gain: flo
     per_image = seconds / len(strengths) / len(plain)
     parts = (tuple(part) for part in (strengths, scores, distances, images))
     return Trial(*parts, per_image)
+
+
+def strengths_at(
+    reach: Callable[[float], float], targets: Sequence[float], *, first: float = 0.5
+) -> list[float]:
+    """Strengths at which reach(strength) meets the targets, linear between doubled strengths.
+
+    Doubling begins with `first` and ends with seven: what is still further has the last strength.
+    """
+    strengths, far = [0.0], [0.0]
+    while far[-1] < max(targets) and len(far) < 8:
+        strengths.append(2 * strengths[-1] or first)
+        far.append(max(far[-1], reach(strengths[-1])))
+    return np.interp(targets, far, strengths).tolist()
 
 
 def gain_at_distance(

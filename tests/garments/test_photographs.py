@@ -1,7 +1,10 @@
 """The four files are read and checked; the carried photographs are the first of them."""
 
+import functools
 import gzip
 import hashlib
+import http.server
+import threading
 
 import numpy as np
 import pytest
@@ -72,3 +75,44 @@ def test_measured_sleeves_tell_classes_apart_that_differ_in_them():
         name: [float(long[i]) for i, kind in enumerate(kinds) if kind == name] for name in kinds
     }
     assert np.mean(rows["pullover"] + rows["coat"]) > 0.9 and np.mean(rows["T-shirt"]) < 0.4
+
+
+@pytest.fixture
+def served(folder, tmp_path_factory, monkeypatch):
+    """The same files at an address of this machine, and nowhere else; what was asked for."""
+    asked = []
+
+    class Shelf(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    shelf = functools.partial(Shelf, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), shelf)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(photographs, "ADDRESS", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(photographs, "DEBIAN", folder / "none")
+    monkeypatch.setattr(photographs, "CACHE", tmp_path_factory.mktemp("kept"))
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_no_folder_has_is_fetched_once_and_kept(served, folder):
+    pytest.importorskip("pooch", reason="the download needs pooch, of the extra `garments`")
+    found, again = photographs.load("held-out"), photographs.load("held-out")
+    assert torch.equal(found.images, photographs.load("held-out", folder).images)
+    assert torch.equal(found.images, again.images) and found.labels.tolist() == [9, 0, 4]
+    assert sorted(served) == ["/t10k-images-idx3-ubyte.gz", "/t10k-labels-idx1-ubyte.gz"]
+
+
+@pytest.mark.parametrize("spoil", ["other", "none"])
+def test_a_download_of_something_else_is_refused_by_name(served, folder, spoil):
+    pytest.importorskip("pooch", reason="the download needs pooch, of the extra `garments`")
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.unlink() if spoil == "none" else path.write_bytes(gzip.compress(b"x"))
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte"):
+        photographs.load("held-out")

@@ -86,3 +86,15 @@ def test_gain_at_a_distance_lies_between_the_levels(faces):
     gains, far = contest.gain_at_distance(faces[0], way, "glasses", (1.0,), 2 * full)
     torch.testing.assert_close(gains, own)
     assert far == pytest.approx(full)
+
+
+def test_strengths_meet_their_targets_and_doubling_ends():
+    calls = []
+
+    def reach(c):
+        calls.append(c)
+        return 0.3 * c
+
+    assert contest.strengths_at(reach, [0.0, 0.1, 0.9]) == pytest.approx([0.0, 1 / 3, 3.0])
+    assert calls == [0.5, 1.0, 2.0, 4.0]  # no further than needed
+    assert contest.strengths_at(lambda c: min(c, 3.0), [1.5, 9.0], first=1.0) == [1.5, 64.0]
