@@ -165,11 +165,10 @@ def border_pairs(
         )
     if most < 1:
         raise ValueError(f"most = {most}: ask for at least one pair")
-    pairs = np.concatenate([_neighbours(labels.shape, axis) for axis in (0, 1)])
-    start, end = pairs[:, 0], pairs[:, 1]
-    pairs = pairs[labels[tuple(start.T)] != labels[tuple(end.T)]]
+    pairs = _neighbours(labels.shape)
+    pairs = pairs[np.not_equal(*labels[tuple(pairs.T)])]
     weight = np.ones(labels.shape) if weights is None else as_array(weights)
-    heavy = np.maximum(weight[tuple(pairs[:, 0].T)], weight[tuple(pairs[:, 1].T)])
+    heavy = weight[tuple(pairs.T)].max(0)
     chosen: list[np.ndarray] = []
     for pair in pairs[np.argsort(-heavy, kind="stable")]:
         if all(np.abs(pair[0] - other[0]).max() >= apart for other in chosen):
@@ -179,11 +178,11 @@ def border_pairs(
     return np.array(chosen, int).reshape(-1, 2, 2)
 
 
-def _neighbours(shape: tuple[int, int], axis: int) -> np.ndarray:
-    """All pairs of grid neighbours along an axis, (n, 2, 2)."""
+def _neighbours(shape: tuple[int, int]) -> np.ndarray:
+    """All pairs of grid neighbours, (n, 2, 2); x[tuple(pairs.T)] are the values at both ends."""
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    first, second = (np.delete(index, cut, axis) for cut in (-1, 0))
-    return np.stack([first.reshape(-1, 2), second.reshape(-1, 2)], 1)
+    ends = (index[:-1], index[1:]), (index[:, :-1], index[:, 1:])
+    return np.concatenate([np.stack([x.reshape(-1, 2) for x in pair], 1) for pair in ends])
 
 
 class Flips(NamedTuple):
@@ -205,12 +204,8 @@ def flips_on(mask: Values, labels: Values) -> Flips:
     if mask.ndim != 2 or labels.shape[:2] != mask.shape:
         raise ValueError(f"mask {mask.shape} and labels {labels.shape} are not on one grid")
     labels = labels.reshape(*mask.shape, -1)
-    flips, on = [], []
-    for axis in (0, 1):
-        a, b = (_neighbours(mask.shape, axis)[:, k].T for k in (0, 1))
-        flips.append((labels[tuple(a)] != labels[tuple(b)]).sum(1))
-        on.append(mask[tuple(a)] | mask[tuple(b)])
-    flips, on = np.concatenate(flips), np.concatenate(on)
+    pairs = tuple(_neighbours(mask.shape).T)
+    flips, on = np.not_equal(*labels[pairs]).sum(1), mask[pairs].any(0)
     share = flips @ on / flips.sum() if flips.sum() else np.nan
     return Flips(float(share), float(on.mean()), int(flips.sum()))
 
