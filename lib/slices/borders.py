@@ -12,6 +12,7 @@ from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
+ROUGH = 1e-5  # brackets that float32, which resolves some 1e-7, still tells apart
 
 
 class Crossing(NamedTuple):
@@ -29,6 +30,7 @@ def crossings(
     *,
     which: Sequence[int] | None = None,
     tolerance: float = 1e-6,
+    rough: Classify | None = None,
 ) -> Crossing:
     """One border on each segment, by repeated section between two points of different label.
 
@@ -40,6 +42,8 @@ def crossings(
         start, end: (b, 2), of different labels.
         which: (b,), the attribute that flips on each segment.
         tolerance: length of the last brackets in t; their middles are returned.
+        rough: a cheaper `classify`, such as one in float32, for brackets down to 1e-5; one that
+            `classify` does not confirm is dropped.
 
     Raises:
         ValueError: shapes that differ, coordinates that are not finite, a tolerance that is not
@@ -65,16 +69,31 @@ def crossings(
             f"{first[row]} at both ends: no border is known to lie on it"
         )
     directions = (high - low) / (high - low).norm(dim=1, keepdim=True)
+    if rough is not None:
+        near = _sections(rough, low, high, which, ROUGH)
+        margin = torch.stack([-directions, directions], 1) * ROUGH
+        ends = (torch.stack(near, 1) + margin).clamp(0, 1)
+        seen = _labels(classify, ends, which)
+        confirmed = torch.from_numpy((seen[:, 0] == first) & (seen[:, 1] != first))[:, None]
+        low, high = (torch.where(confirmed, ends[:, k], x) for k, x in enumerate((low, high)))
+    low, high = _sections(classify, low, high, which, tolerance)
+    return Crossing((low + high) / 2, directions, (high - low).norm(dim=1))
+
+
+def _sections(
+    classify: Classify, low: Tensor, high: Tensor, which: Sequence[int] | None, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Ends of the first parts of segments whose labels differ, as short as the tolerance."""
     inner = torch.linspace(0, 1, SECTIONS + 1, dtype=torch.float64)[1:-1, None]
-    while (gap := (high - low).norm(dim=1)).max() > tolerance:
+    first = _labels(classify, low[:, None], which)
+    rows = torch.arange(len(low))
+    while (high - low).norm(dim=1).max() > tolerance:
         points = torch.lerp(low[:, None], high[:, None], inner)
-        own = _labels(classify, points, which)
-        differs = np.concatenate([own != first[:, None], np.ones((len(own), 1), bool)], 1)
-        part = torch.from_numpy(differs.argmax(1))
+        differs = _labels(classify, points, which) != first
+        part = torch.from_numpy(np.pad(differs, [(0, 0), (0, 1)], constant_values=True).argmax(1))
         ends = torch.cat([low[:, None], points, high[:, None]], 1)
-        rows = torch.arange(len(low))
         low, high = ends[rows, part], ends[rows, part + 1]
-    return Crossing((low + high) / 2, directions, gap)
+    return low, high
 
 
 def followed(
@@ -84,18 +103,20 @@ def followed(
     which: Sequence[int] | None = None,
     reach: float = 0.05,
     tolerance: float = 1e-6,
+    rough: Classify | None = None,
 ) -> tuple[np.ndarray, Crossing | None]:
     """Known borders under another classifier: which (b,) are still there, and where.
 
     Looks along the direction of each border, up to `reach` of the slice to both sides and inside
     it, for flips of the same attribute, and takes the one nearest to the known place, because a
     border moves with the number of steps or the guidance. None where no border is left. Where a
-    height is read off there, the tolerance has to be far below the width of a border.
+    height is read off there, the tolerance has to be far below the width of a border. `rough`, a
+    cheaper classifier, looks for the border, which `crossings` then locates.
     """
     # The known place is no node, because there rounding decides the label.
     span = torch.linspace(-reach, reach, 4 * SECTIONS, dtype=torch.float64)[:, None]
     line = (known.points[:, None] + span * known.directions[:, None]).clamp(0, 1)
-    own = _labels(classify, line, which)
+    own = _labels(rough or classify, line, which)
     flips = own[:, 1:] != own[:, :-1]
     away = np.abs(np.arange(4 * SECTIONS - 1) - 2 * SECTIONS + 1)
     part = torch.from_numpy(np.where(flips, away, np.inf).argmin(1))
@@ -105,7 +126,8 @@ def followed(
     rows = torch.from_numpy(np.flatnonzero(kept))
     low, high = line[rows, part[rows]], line[rows, part[rows] + 1]
     which = None if which is None else np.asarray(which)[kept]
-    return kept, crossings(classify, low, high, which=which, tolerance=tolerance)
+    more = {"which": which, "tolerance": tolerance, "rough": rough}
+    return kept, crossings(classify, low, high, **more)
 
 
 def combined(labels: Values) -> np.ndarray:
@@ -143,11 +165,10 @@ def border_pairs(
         )
     if most < 1:
         raise ValueError(f"most = {most}: ask for at least one pair")
-    pairs = np.concatenate([_neighbours(labels.shape, axis) for axis in (0, 1)])
-    start, end = pairs[:, 0], pairs[:, 1]
-    pairs = pairs[labels[tuple(start.T)] != labels[tuple(end.T)]]
+    pairs = _neighbours(labels.shape)
+    pairs = pairs[np.not_equal(*labels[tuple(pairs.T)])]
     weight = np.ones(labels.shape) if weights is None else as_array(weights)
-    heavy = np.maximum(weight[tuple(pairs[:, 0].T)], weight[tuple(pairs[:, 1].T)])
+    heavy = weight[tuple(pairs.T)].max(0)
     chosen: list[np.ndarray] = []
     for pair in pairs[np.argsort(-heavy, kind="stable")]:
         if all(np.abs(pair[0] - other[0]).max() >= apart for other in chosen):
@@ -157,11 +178,11 @@ def border_pairs(
     return np.array(chosen, int).reshape(-1, 2, 2)
 
 
-def _neighbours(shape: tuple[int, int], axis: int) -> np.ndarray:
-    """All pairs of grid neighbours along an axis, (n, 2, 2)."""
+def _neighbours(shape: tuple[int, int]) -> np.ndarray:
+    """All pairs of grid neighbours, (n, 2, 2); x[tuple(pairs.T)] are the values at both ends."""
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    first, second = (np.delete(index, cut, axis) for cut in (-1, 0))
-    return np.stack([first.reshape(-1, 2), second.reshape(-1, 2)], 1)
+    ends = (index[:-1], index[1:]), (index[:, :-1], index[:, 1:])
+    return np.concatenate([np.stack([x.reshape(-1, 2) for x in pair], 1) for pair in ends])
 
 
 class Flips(NamedTuple):
@@ -183,12 +204,8 @@ def flips_on(mask: Values, labels: Values) -> Flips:
     if mask.ndim != 2 or labels.shape[:2] != mask.shape:
         raise ValueError(f"mask {mask.shape} and labels {labels.shape} are not on one grid")
     labels = labels.reshape(*mask.shape, -1)
-    flips, on = [], []
-    for axis in (0, 1):
-        a, b = (_neighbours(mask.shape, axis)[:, k].T for k in (0, 1))
-        flips.append((labels[tuple(a)] != labels[tuple(b)]).sum(1))
-        on.append(mask[tuple(a)] | mask[tuple(b)])
-    flips, on = np.concatenate(flips), np.concatenate(on)
+    pairs = tuple(_neighbours(mask.shape).T)
+    flips, on = np.not_equal(*labels[pairs]).sum(1), mask[pairs].any(0)
     share = flips @ on / flips.sum() if flips.sum() else np.nan
     return Flips(float(share), float(on.mean()), int(flips.sum()))
 

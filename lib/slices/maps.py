@@ -104,11 +104,7 @@ def _maps(*maps: Values) -> list[np.ndarray]:
 
 def overlap(mask: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two masks; 1 where both are empty, ValueError for two shapes."""
-    _same_shape(mask, other)
+    if np.shape(mask) != np.shape(other):
+        raise ValueError(f"masks have shapes {np.shape(mask)} and {np.shape(other)}; give one")
     union = np.logical_or(mask, other).sum()
     return float(np.logical_and(mask, other).sum() / union) if union else 1.0
-
-
-def _same_shape(a: Values, b: Values) -> None:
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"maps have shapes {np.shape(a)} and {np.shape(b)}; expected one shape")

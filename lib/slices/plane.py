@@ -66,6 +66,13 @@ class Slice:
             )
         return t
 
+    def tangents(self, t: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """∂latents/∂α and ∂latents/∂β at `coordinates` t (n, 2), (n, *latent_shape) each."""
+        return [
+            torch.func.jvp(lambda s: self.latents(s, dtype=dtype), (t,), (e.expand_as(t),))[1]
+            for e in torch.eye(2).to(t)
+        ]
+
     def resolution(self, dtype: torch.dtype, t: Sequence[float] = (0.5, 0.5)) -> float:
         """Smallest step in t that a number format can hold at t, in coordinates of the slice.
 
@@ -76,11 +83,7 @@ class Slice:
             raise ValueError(
                 f"dtype = {dtype}: choose a floating-point type, such as torch.float32"
             )
-        point = self.coordinates([list(t)])
-        moves = [
-            torch.func.jvp(lambda s: self.latents(s, dtype=torch.float64), (point,), (e[None],))[1]
-            for e in torch.eye(2).to(point)
-        ]
+        moves = self.tangents(self.coordinates([list(t)]), torch.float64)
         slope = torch.linalg.svdvals(torch.stack(moves).reshape(2, -1)) / moves[0].numel() ** 0.5
         # t itself is held in float64
         return max(torch.finfo(dtype).eps / float(slope[-1]), torch.finfo(torch.float64).eps)
@@ -220,15 +223,12 @@ def jacobian(
 def _jacobian(
     generator: Generator, plane: Slice, t: Tensor, features: Callable | None, settings: dict
 ) -> Tensor | tuple[Tensor, ...]:
-    def latents(s: Tensor) -> Tensor:
-        return plane.latents(s, dtype=generator.dtype)
-
     def columns(moves: Sequence[Tensor]) -> Tensor:
         return torch.stack([dx.flatten(1) for dx in moves], -1).to(t)
 
-    axes = torch.eye(2).to(t)
-    moves = [torch.func.jvp(latents, (t,), (e.expand_as(t),))[1] for e in axes]
-    images, moves = tangents.pushforward(generator, latents(t), moves, **settings)
+    moves = plane.tangents(t, generator.dtype)
+    latents = plane.latents(t, dtype=generator.dtype)
+    images, moves = tangents.pushforward(generator, latents, moves, **settings)
     if features is not None:
         with torch.no_grad():
             moves = [torch.func.jvp(features, (images,), (dx,))[1] for dx in moves]

@@ -26,6 +26,21 @@ def test_crossings_lie_on_the_border_within_their_brackets(tolerance):
     torch.testing.assert_close(found.directions, step / step.norm(dim=1, keepdim=True))
 
 
+@pytest.mark.parametrize("shift", [3e-6, 0.2], ids=["near the border", "elsewhere"])
+def test_a_rough_classifier_saves_calls_and_decides_nothing(shift):
+    calls = []
+
+    def counted(t):
+        calls.append(len(t))
+        return beyond(t)
+
+    own = {"tolerance": 1e-9, "rough": lambda t: beyond(t + shift)}
+    found = borders.crossings(counted, START, END, **own)
+    exact = borders.crossings(beyond, START, END, tolerance=1e-9)
+    torch.testing.assert_close(found.points, exact.points, rtol=0, atol=1e-9)
+    assert sum(calls) <= 40 * len(START) or shift > 0.1
+
+
 def test_of_several_borders_the_first_is_followed():
     def stripes(t):
         return (t[:, 0] * 3).floor().long()

@@ -16,8 +16,24 @@ def test_detours_of_a_wall_are_those_of_the_unfolded_plane():
     move = (END - START).abs() * 40
     straight = move.norm(dim=1) + 15
     bent = ((move[:, 0] + 15) ** 2 + move[:, 1] ** 2).sqrt()
-    np.testing.assert_allclose(world.detour(START, END), straight / bent - 1)
-    assert world.detour(START, START + 0.1) == pytest.approx([0, 0], abs=1e-12)
+    np.testing.assert_allclose(world.detour(START, END), straight / bent - 1, atol=2e-3)
+    assert world.detour(START, START + 0.1) == pytest.approx([0, 0], abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [0.02, 0.2])
+def test_the_metric_of_a_wall_is_that_of_its_images(width):
+    world, t = worlds.Wall(0.4, 0.05, width=width), grid(5)
+    J = torch.func.vmap(torch.func.jacrev(world.images))(t)
+    torch.testing.assert_close(world.metric(t), J.mT @ J)
+
+
+def test_a_soft_wall_is_a_hessian_and_its_detour_that_of_the_solver():
+    world = worlds.Wall(0.9, 0.0, jump=20.0, width=0.06)
+    axes = [np.linspace(0, 1, 65)] * 2
+    table = metric.from_grid(axes, world.metric(grid(65)).unflatten(0, (65, 65)))
+    assert float(metric.hessianity_defect(table, grid(9)).median()) < 0.02
+    path = geodesics.geodesic(table, START, END, points=64, global_check=33)
+    np.testing.assert_allclose(path.detour.numpy(), world.detour(START, END), atol=2e-3)
 
 
 @pytest.mark.parametrize("angle", [0.5, 1.1])
