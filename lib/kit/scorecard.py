@@ -10,6 +10,7 @@ PAPERS = {
     "hessian": "Hessian Geometry of Latent Space in Generative Models",
     "asyrp": "Diffusion Models Already Have a Semantic Latent Space",
     "svd": "Exploring the latent space of diffusion models directly through SVD",
+    "bridge": "The bridge: what no paper asks",
     "models": "The embedded models",
 }
 SHORT = ("measured ± error (n)", "null", "verdict")
