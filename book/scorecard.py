@@ -18,6 +18,7 @@ PAPERS = {
     "hessian": "Hessian Geometry of Latent Space in Generative Models",
     "asyrp": "Diffusion Models Already Have a Semantic Latent Space",
     "svd": "Exploring the latent space of diffusion models directly through SVD",
+    "bridge": "The bridge: what no paper asks",
     "models": "The embedded models",
 }
 COUNTED = ("reproduced", "partly", "not reproduced", "not tested here", "open")

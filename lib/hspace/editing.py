@@ -126,6 +126,26 @@ def edit(
     return _in_phases(generator, latents, predict, **phases, **options)
 
 
+def edit_each(
+    generator: Generator,
+    latents: Tensor,
+    delta: Delta,
+    strengths: Tensor,
+    *,
+    batch: int = 8,
+    **options: object,
+) -> Tensor:
+    """`edit` with a strength of its own for each latent, (n,).
+
+    batch: rows at a time. Other options as in `edit`, without strength and boost, whose noise is
+    keyed by the row.
+    """
+    parts = zip(latents.split(batch), strengths.split(batch), strict=True)
+    own = [(x, Sum((delta,), (c.to(x).view(-1, 1, 1, 1),))) for x, c in parts]
+    run = {"batch": 2 * batch, **options}
+    return torch.cat([edit(generator, x, shift, **run) for x, shift in own])
+
+
 def sufficient(
     generator: Generator,
     latents: Tensor,

@@ -10,7 +10,7 @@ import torch
 from lib import hspace
 from lib.diffusion import models
 from lib.diffusion.sampling import ddim, invert, predicted, step_noise, time_grid, update
-from lib.hspace import bases, contest, means, schedule, trained
+from lib.hspace import bases, contest, editing, means, schedule, trained
 
 STEPS = 6  # times 0, 199, 399, 599, 799, 999
 KINDS = ("celebahq-256", "learned-sigma-256", "iddpm", "sd-1.5", "sd-2.1-base")
@@ -394,6 +394,8 @@ def test_each_face_stops_at_the_first_strength_that_is_enough(pixel):
     assert apart(found.images, expected) < 1e-9
     again = contest.per_face(pixel, x, delta, found.strengths, strength=1.0, **run)
     assert apart(again, expected) < 1e-9
+    each = editing.edit_each(pixel, x, delta, found.strengths, batch=3, **run)
+    assert apart(each, expected) < 1e-9
 
 
 @pytest.mark.parametrize("levels", [(), (0.0, 1.0), (1.0, 0.5)])

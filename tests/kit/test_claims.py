@@ -19,7 +19,7 @@ SURE = results.Controls(false_alarms=0.01, power=0.97, n=200)
 
 def test_ids_are_well_formed_and_belong_to_a_numbered_notebook():
     for claim, entry in results.CLAIMS.items():
-        assert re.fullmatch(r"(hessian|asyrp|svd|models)(\.[A-Za-z0-9_]+)+", claim)
+        assert re.fullmatch(r"(hessian|asyrp|svd|bridge|models)(\.[A-Za-z0-9_]+)+", claim)
         assert re.fullmatch(r"0[0-7]_\w+", entry.notebook)
         assert entry.statement and entry.needs in ("", "sd", "celebahq", "users")
         assert entry.reported is None or np.isfinite(entry.reported)

@@ -21,6 +21,18 @@ def test_a_border_appears_when_its_flips_stay_on_ridges():
     assert np.isnan(timing.appears([rise(9)] * 3, np.zeros((8, 8))))  # nothing flips
 
 
+def test_a_border_stands_out_from_half_of_its_final_contrast():
+    """Images that step by 1 from column to column, and by more at the border."""
+
+    def image(height):
+        return np.tile(np.cumsum([0, 1, 1, 1, height, 1, 1, 1]), (8, 1))[..., None]
+
+    # Neighbours in a column are equal, so the mean distance within the phases is 48 / 104.
+    assert timing.stands_out([image(h) for h in (1, 1, 4, 3, 5)], LABELS) == 3
+    assert timing.stands_out([image(h) for h in (5, 1, 2, 5)], LABELS) == 4
+    assert np.isnan(timing.stands_out([image(5)] * 2, np.zeros((8, 8))))
+
+
 def test_a_decision_settles_when_nearly_all_points_keep_it():
     verdicts = np.zeros((5, 20), int)
     verdicts[1, :2], verdicts[0, :3], verdicts[2, :9] = 1, 1, 1
