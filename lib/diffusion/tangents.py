@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lib.diffusion.differentiable import CODEBOOK, attend
 from lib.diffusion.models import Generator
-from lib.diffusion.sampling import downward, update
+from lib.diffusion.sampling import ddim, downward, update
 
 aten = torch.ops.aten
 
@@ -259,3 +259,36 @@ def pushforward(
             tape.start(tangent=True)
             moves[i] = generator.decode(dx)
     return images, moves
+
+
+def top_directions(
+    generator: Generator, latent: Tensor, k: int, *, steps: int, rounds: int = 2, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triples of J = ∂image/∂x_T at one latent: U (m, k), S (k,), V (d, k).
+
+    Randomised subspace iteration (Halko, Martinsson and Tropp 2011, Algorithm 4.4) on k + 4 random
+    images: Jᵀ by reverse mode through all steps, J by `pushforward`; what is left out of S shrinks
+    as (s_{k+5} / s_k)^(2 rounds + 1). latent: (1, *latent_shape). Raises ValueError as
+    `pushforward`.
+    """
+    rows = latent.expand(k + 4, *latent.shape[1:]).to(generator.device, generator.dtype)
+
+    def back(w: Tensor) -> Tensor:
+        """Jᵀ of columns (m, k + 4)."""
+        with torch.enable_grad():
+            x = rows.clone().requires_grad_(True)
+            images = ddim(generator, x, steps=steps, differentiable=True).flatten(1)
+            return torch.autograd.grad((images * w.T).sum(), x)[0].flatten(1).T
+
+    def ahead(v: Tensor) -> Tensor:
+        moves = [v.T.reshape(rows.shape)]
+        return pushforward(generator, rows, moves, steps=steps)[1][0].flatten(1).T
+
+    draw = torch.Generator().manual_seed(seed)
+    pixels = ddim(generator, rows[:1], steps=steps).numel()
+    v = back(torch.randn(pixels, k + 4, generator=draw).to(rows))
+    for _ in range(rounds):
+        v = back(torch.linalg.qr(ahead(torch.linalg.qr(v).Q)).Q)
+    basis = torch.linalg.qr(v).Q
+    U, S, Vh = torch.linalg.svd(ahead(basis), full_matrices=False)
+    return U[:, :k], S[:k], (basis @ Vh.T)[:, :k]
