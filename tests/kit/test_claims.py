@@ -90,13 +90,21 @@ def test_recording_again_replaces_the_row_and_order_does_not_matter(session_in):
         ({"bound": results.above(0.0883)}, "asks for < 0.0883"),
         ({"controls": results.Controls(1.1, 0.9, 20)}, "expected shares"),
         ({"controls": results.Controls(0.1, 0.9, 0)}, "n >= 1 trials"),
-        ({"claim": "hessian.baselines.pca_vae_ising"}, "has no bound"),
     ],
 )
 def test_an_incomplete_row_is_refused_and_nothing_is_written(session_in, change, message):
     with pytest.raises(ValueError, match=message):
         results.record(**{"claim": F, **ROW, **change})
     assert not (session_in / "results.json").exists()
+
+
+def test_a_bound_in_words_needs_the_number_that_this_run_measured(session_in, monkeypatch):
+    words = results.CLAIMS[F]._replace(bound=claims.parse_bound("< the bowl"))
+    monkeypatch.setitem(results.CLAIMS, F, words)
+    with pytest.raises(ValueError, match="has no bound"):
+        results.record(F, **ROW)
+    row = results.record(F, **ROW, bound=results.below(0.09))
+    assert row["verdict"] == "reproduced"
 
 
 def test_recording_needs_a_run(monkeypatch):
