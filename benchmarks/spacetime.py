@@ -13,7 +13,7 @@ from lib.diffusion import spacetime
 from lib.geometry.collocation import descend, refined_geodesic, smooth_geodesic
 
 ERROR, REPEATS = 1e-4, 5
-RIVALS = {(10, 0.1): 2_000, (20, 0.1): 2_000, (20, 0.03): 2_000, (129, 1e-3): 20_000}  # steps
+RIVALS = ((10, 0.1), (20, 0.03), (20, 0.1), (20, 0.3), (129, 1e-3))  # knots, rate
 
 
 def toy() -> tuple:
@@ -40,9 +40,9 @@ def main() -> list[dict]:
         return time.process_time() - begin
 
     own, rivals = min(newton() for _ in range(REPEATS)), []
-    for (knots, rate), steps in RIVALS.items():
+    for knots, rate in RIVALS:
         start = spacetime.semicircle(*ends, knots)
-        found = descend(psi, spacetime.natural, start, near, rate=rate, steps=steps)
+        found = descend(psi, spacetime.natural, start, near, rate=rate)
         rivals += [found[0]] if near(found[1]) else []
     return [
         {

@@ -80,9 +80,9 @@ def smooth_geodesic(
 
 
 def refined_geodesic(
-    potential: Potential, path: Values, *, tolerance: float = 1e-5, nodes: int = 17
+    potential: Potential, path: Values, *, tolerance: float = 1e-5, nodes: int = 33
 ) -> SmoothPath:
-    """`smooth_geodesic` at 17, 33, 65, ... nodes until its length changes by less than a tolerance.
+    """`smooth_geodesic` at 33, 65, ... nodes until its length changes by less than a tolerance.
 
     Each search starts at the curve before. Not converged: no two lengths agree up to 257 nodes.
     Raises ValueError as `smooth_geodesic`.

@@ -70,7 +70,7 @@ def test_the_mixture_agrees_with_its_pinned_length_and_says_where_nodes_are_too_
 def test_nodes_are_doubled_until_two_lengths_agree():
     psi, a, b = toy()
     path = spacetime.natural(spacetime.semicircle(a, b, 65))
-    found, loose = refined_geodesic(psi, path), refined_geodesic(psi, path, tolerance=1)
+    loose, found = (refined_geodesic(psi, path, tolerance=e, nodes=17) for e in (1, 1e-5))
     assert (len(loose.points), len(found.points)) == (33, 65)
     assert found.converged and found.length == pytest.approx(6.4080796, abs=1e-7)
     assert not refined_geodesic(psi, path, tolerance=0).converged
