@@ -1,18 +1,19 @@
-"""Spacetime geodesics: Newton on a spectral grid against Adam on 128 segments of a curve.
+"""Spacetime geodesics: Newton on a spectral grid against Adam on a cubic spline, as published.
 
-The toy of Karczewski et al. 2025, from the same start, until either length errs by less than 1e-4;
-neither knows the exact length while it is timed.
+The toy of Karczewski et al. 2025, from the same start. Newton doubles its nodes until two lengths
+agree within 1e-5; the descent, told the length, stops once it errs by less than 1e-4.
 """
 
 import math
+import time
 
 import torch
 
-from benchmarks.sampling import seconds
 from lib.diffusion import spacetime
-from lib.geometry.collocation import descend, smooth_geodesic
+from lib.geometry.collocation import descend, refined_geodesic, smooth_geodesic
 
-LENGTH, ERROR, REPEATS = 6.4080796, 1e-4, 5
+ERROR, REPEATS = 1e-4, 5
+RIVALS = ((10, 0.1), (20, 0.03), (20, 0.1), (20, 0.3), (129, 1e-3))  # knots, rate
 
 
 def toy() -> tuple:
@@ -25,28 +26,30 @@ def toy() -> tuple:
 
 
 def main() -> list[dict]:
-    """One row: the time of the descent over that of Newton's method."""
-    psi, start, end = toy()
-    path = spacetime.natural(spacetime.semicircle(start, end, 65))
-
-    def newton() -> None:
-        found = smooth_geodesic(psi, path, nodes=33)
-        assert abs(found.length - LENGTH) < ERROR
-
-    newton()
-    own = min(seconds(newton) for _ in range(REPEATS))
-    curve = spacetime.semicircle(start, end, 129)
+    """One row: CPU time of the fastest descent that arrives over that of Newton's method."""
+    psi, *ends = toy()
+    path = spacetime.natural(spacetime.semicircle(*ends, 65))
+    exact = smooth_geodesic(psi, path, nodes=129).length
 
     def near(length: float) -> bool:
-        return abs(length - LENGTH) < ERROR
+        return abs(length - exact) < ERROR
 
-    rival = min(descend(psi, spacetime.natural, curve, near, rate=r)[0] for r in (1e-3, 3e-3))
+    def newton() -> float:
+        begin = time.process_time()
+        assert near(refined_geodesic(psi, path).length)
+        return time.process_time() - begin
+
+    own, rivals = min(newton() for _ in range(REPEATS)), []
+    for knots, rate in RIVALS:
+        start = spacetime.semicircle(*ends, knots)
+        found = descend(psi, spacetime.natural, start, near, rate=rate)
+        rivals += [found[0]] if near(found[1]) else []
     return [
         {
-            "claim": "spacetime geodesic, length within 1e-4: Adam on 128 segments over Newton",
-            "measured": rival / own,
+            "claim": "spacetime geodesic, length within 1e-4: Adam's fastest spline over Newton",
+            "measured": min(rivals) / own,
             "unit": "times",
             "target": ">= 100",
-            "holds": rival / own >= 100,
+            "holds": min(rivals) / own >= 100,
         }
     ]

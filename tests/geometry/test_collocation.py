@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lib.diffusion import spacetime
-from lib.geometry.collocation import smooth_geodesic
+from lib.geometry.collocation import descend, refined_geodesic, smooth_geodesic
 
 F64 = torch.float64
 
@@ -39,7 +40,7 @@ def test_the_length_between_normal_laws_is_hyperbolic():
     found = smooth_geodesic(psi, eta(torch.lerp(a, b, torch.linspace(0, 1, 33).double()[:, None])))
     assert found.converged and found.length_error < 1e-9
     assert found.length == pytest.approx(spacetime.gaussian_length(a, b), abs=1e-10)
-    assert (torch.cdist(found.points, exact).amin(1)[[0, 32, 64]] < 1e-6).all()
+    torch.testing.assert_close(found.at(np.linspace(0, 1, 33)), exact, rtol=0, atol=1e-8)
 
 
 def test_three_atoms_lie_on_a_sphere():
@@ -64,6 +65,27 @@ def test_the_mixture_agrees_with_its_pinned_length_and_says_where_nodes_are_too_
     few = smooth_geodesic(psi, path, nodes=33)
     assert abs(few.length - found.length) < few.length_error
     assert few.length_error > 10 * found.length_error
+
+
+def test_nodes_are_doubled_until_two_lengths_agree():
+    psi, a, b = toy()
+    path = spacetime.natural(spacetime.semicircle(a, b, 65))
+    loose, found = (refined_geodesic(psi, path, tolerance=e, nodes=17) for e in (1, 1e-5))
+    assert (len(loose.points), len(found.points)) == (33, 65)
+    assert found.converged and found.length == pytest.approx(6.4080796, abs=1e-7)
+    assert not refined_geodesic(psi, path, tolerance=0).converged
+
+
+def test_a_descent_arrives_at_the_same_length_and_too_few_knots_stay_above_it():
+    psi, a, b = toy()
+
+    def near(length):
+        return abs(length - 6.4080796) < 1e-3
+
+    ends = [spacetime.semicircle(a, b, k) for k in (10, 20)]
+    few, many = (descend(psi, spacetime.natural, x, near, steps=300) for x in ends)
+    assert near(many[1]) and many[2] < 300 and many[0] > 0
+    assert few[1] > 6.4080796 + 5e-3 and few[2] == 300
 
 
 def test_a_straight_start_that_fails_is_flagged():
