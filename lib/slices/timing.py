@@ -3,18 +3,6 @@
 import numpy as np
 
 from lib.intervals import Values, as_array, as_numpy
-from lib.slices.borders import flips_on
-from lib.slices.relief import ridges
-
-
-def appears(rises: Values, labels: Values) -> float:
-    """Step (from 1) from which most flips of the final labels lie on ridges; NaN for none.
-
-    rises: maps of differences of the predicted images, (steps, g, h). labels: of one attribute at
-    the end, (g, h).
-    """
-    shares = [flips_on(ridges(rise), labels).share for rise in as_array(rises)]
-    return _from_then_on(np.array(shares) > 0.5)
 
 
 def stands_out(images: Values, labels: Values) -> float:

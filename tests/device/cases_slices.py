@@ -97,7 +97,6 @@ CASES |= {
     "slices.relief.phases": lambda on: relief.phases(on(HILLS), contrast=1.0),
     "slices.scattered.nearest_pairs": lambda on: scattered.nearest_pairs(*flat(on)),
     "slices.scattered.local_regression": lambda on: scattered.local_regression(*flat(on)),
-    "slices.timing.appears": lambda on: timing.appears(on(HILLS[None]), on(LABELS)),
     "slices.timing.settles": lambda on: timing.settles(on(LABELS)),
 }
 

@@ -7,20 +7,6 @@ from lib.slices import timing
 LABELS = np.repeat([[0] * 4 + [1] * 4], 8, 0)
 
 
-def rise(height):
-    """A map with a border of some height where the labels flip."""
-    values = np.ones((8, 8))
-    values[:, 3:5] = height
-    return values
-
-
-def test_a_border_appears_when_its_flips_stay_on_ridges():
-    assert timing.appears([rise(h) for h in (1, 2, 4, 8)], LABELS) == 3
-    assert timing.appears([rise(h) for h in (4, 2, 4, 8)], LABELS) == 3
-    assert np.isnan(timing.appears([rise(1)] * 3, LABELS))
-    assert np.isnan(timing.appears([rise(9)] * 3, np.zeros((8, 8))))  # nothing flips
-
-
 def test_a_border_stands_out_from_half_of_its_final_contrast():
     """Images that step by 1 from column to column, and by more at the border."""
 
