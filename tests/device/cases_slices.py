@@ -97,6 +97,9 @@ CASES |= {
     "slices.relief.phases": lambda on: relief.phases(on(HILLS), contrast=1.0),
     "slices.scattered.nearest_pairs": lambda on: scattered.nearest_pairs(*flat(on)),
     "slices.scattered.local_regression": lambda on: scattered.local_regression(*flat(on)),
+    "slices.timing.stands_out": lambda on: timing.stands_out(
+        on(HILLS[None, ..., None]), on(LABELS)
+    ),
     "slices.timing.settles": lambda on: timing.settles(on(LABELS)),
 }
 
