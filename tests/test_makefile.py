@@ -34,7 +34,9 @@ def make(folder, *arguments):
     """Run make with a stand-in for Python, so that nothing is installed and nothing runs."""
     ignored = ("VIRTUAL_ENV", "CONDA_PREFIX", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEFILES")
     outside = {name: value for name, value in os.environ.items() if name not in ignored}
-    command = ["make", "--no-print-directory", f"PYTHONS={sys.executable}", *arguments]
+    python = folder.parent / "python"  # PYTHONS is a list: this name has no space in it
+    python.is_symlink() or python.symlink_to(sys.executable)
+    command = ["make", "--no-print-directory", f"PYTHONS={python}", *arguments]
     return subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
 
 
