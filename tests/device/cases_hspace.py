@@ -333,6 +333,8 @@ CASES |= {
 
 NUMBERS = "takes and returns numbers or texts alone"
 EXCEPTIONS |= {
+    "hspace.contest.strengths_at": "takes and returns numbers alone",
+    "hspace.editing.edit_each": "no case yet: run in float64 on the CPU alone",
     "hspace.deltas.finite_number": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",

@@ -104,6 +104,10 @@ CASES |= {
 }
 
 EXCEPTIONS |= {
+    "slices.crossings.arc": "no case yet: run in float64 on the CPU alone",
+    "slices.crossings.first_flip": "no case yet: run in float64 on the CPU alone",
+    "slices.crossings.law_ratio": "no case yet: run in float64 on the CPU alone",
+    "slices.crossings.moved_borders": "no case yet: run in float64 on the CPU alone",
     "slices.fractal.line_spread": "numbers in, numbers out",
     "slices.fractal.koch": "numbers in, numbers out",
     "slices.fractal.readings": "numbers in, numbers out",
