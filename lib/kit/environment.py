@@ -78,8 +78,9 @@ def summary() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit status."""
-    if arguments:
-        answer = {"--stamp": stamp, "--summary": summary, "--python": why_unfit}[arguments[0]]()
+    asked = {"--stamp": stamp, "--summary": summary, "--python": why_unfit}
+    if len(arguments) == 1 and arguments[0] in asked:
+        answer = asked[arguments[0]]()
         print(answer)
         return int(arguments == ["--python"] and answer != "")
     if found := problems():
