@@ -192,18 +192,20 @@ def mean_epsilon(
     steps: int,
     t_edit: float,
     strength: float = 1.0,
+    layer: str = taps.MIDDLE,
     **options: object,
 ) -> PerStep:
     """Mean over samples of ε(x_t | c Δh_t) − ε(x_t) on the edited trajectories, {t: (c, h, w)}.
 
-    The partner of a Δh in ε-space: on a single sample it makes the same edit. options: prompt,
-    guidance, negative, class_labels, batch. Raises ValueError where no step is edited.
+    The partner of a Δh in ε-space: on a single sample it makes the same edit. layer: where Δh is
+    added. options: prompt, guidance, negative, class_labels, batch. Raises ValueError where no
+    step is edited.
     """
     sums: dict[int, Tensor] = {}
     shift = editing.scaled(delta, strength, steps=steps)
 
     def predict(x: Tensor, t: int, **text: object) -> tuple[Tensor, Tensor]:
-        shifted, plain = editing.predictions(generator, x, t, shift, **text)
+        shifted, plain = editing.predictions(generator, x, t, shift, layer=layer, **text)
         sums[t] = sums.get(t, 0) + (shifted - plain).sum(0)
         return shifted, plain
 

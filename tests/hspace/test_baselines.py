@@ -34,9 +34,11 @@ def change(pixel):
     return hspace.constant(models.unit_normal(hspace.h_shape(pixel), 3))
 
 
-def test_the_shift_in_epsilon_makes_the_same_edit_on_its_own_sample(pixel, change):
+@pytest.mark.parametrize("layer", ["mid_block", "up_blocks.0"])
+def test_the_shift_in_epsilon_makes_the_same_edit_on_its_own_sample(pixel, layer):
+    change = hspace.constant(models.unit_normal(hspace.h_shape(pixel, layer=layer), 3))
     x = pixel.noise(1, 0)
-    run = {"steps": STEPS, "t_edit": 500}
+    run = {"steps": STEPS, "t_edit": 500, "layer": layer}
     recorded = means.mean_epsilon(pixel, x, change, strength=2.0, **run)
     assert sorted(recorded) == [599, 799, 999]
     ours = baselines.epsilon_shift(pixel, x, recorded, steps=STEPS)
