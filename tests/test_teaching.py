@@ -1,7 +1,9 @@
 """Copies for a course: nothing that a student should find is in them, and no work is lost."""
 
 import ast
+import base64
 import builtins
+import copy
 import importlib.util
 import json
 import re
@@ -216,11 +218,19 @@ def test_slides_say_what_a_cell_tells_them_to_and_keep_the_prose_for_the_speaker
     assert shown[3:] == [("slide", "# Three"), ("-", "draw()")] and made[-1].outputs == [FIGURE]
 
 
+def test_a_slide_shows_the_file_of_a_figure_which_is_finer_than_that_of_the_page(tmp_path):
+    (tmp_path / "root.png").write_bytes(b"fine")
+    sources = ['plots.save_figure(fig, "root", alt)', 'plots.save_figure(fig, "absent", alt)']
+    cells = [new_code_cell(source, outputs=[copy.deepcopy(FIGURE)]) for source in sources]
+    made = exports.sharpened(new_notebook(cells=cells), tmp_path).cells
+    shown = [base64.b64decode(cell.outputs[0].data["image/png"]) for cell in made]
+    assert shown == [b"fine", base64.b64decode(PIXEL)]
+    assert made[0].outputs[0].metadata["image/png"]["alt"] == "a <dot>"
+
+
 @pytest.mark.parametrize("name", [n for n in stamps.notebooks() if n[:2] in exports.SLIDES])
 def test_a_lecture_has_twelve_to_twenty_slides_of_few_words(name):
     book = stamps.read_notebook(name)
-    if not any("slideshow" in cell.metadata for cell in book.cells):
-        pytest.skip("it sets no types of its own: a slide for each heading and figure")
     cells = exports.with_slides(book).cells
     slides = [c for c in cells if c.metadata.slideshow.slide_type in ("slide", "subslide")]
     assert 12 <= len(slides) <= 20
