@@ -82,6 +82,25 @@ def test_a_student_finds_nothing_that_gives_a_result_away(lesson):
     assert [path.name for path in (lesson / "build/student").iterdir()] == ["01_a.ipynb"]
 
 
+def test_what_came_out_of_a_prediction_is_not_in_the_copy_but_the_question_is():
+    asked = "**Was your prediction right?**"
+    cell = new_markdown_cell(f"Look.\n\n{asked} SECRET.\n\nSECRET.\n\n## 2. Next\n\nOn.")
+    bold = new_markdown_cell(f"{asked} SECRET.\n\n**Another.** On.")
+    last = new_markdown_cell(f"{asked} SECRET.")
+    made = teaching.student_copy("01_a", new_notebook(cells=[cell, bold, last])).cells
+    asked += " *Compare with what you wrote.*"
+    assert made[0].source == f"Look.\n\n{asked}\n\n## 2. Next\n\nOn."
+    assert [c.source for c in made[1:]] == [f"{asked}\n\n**Another.** On.", asked]
+
+
+@pytest.mark.parametrize("name", [n for n in stamps.notebooks() if "/" not in n])
+def test_a_lesson_leaves_its_conclusion_and_its_table_to_the_student(name):
+    book = stamps.read_notebook(name)
+    text = "\n\n".join(c.source for c in teaching.student_copy(name, book).cells)
+    assert "**Conclusion.** *Yours, in three sentences.*" in text
+    assert "*Reproduced* means" not in text and "claims_table(" not in text
+
+
 def test_code_without_its_alternative_texts_is_the_same_code(lesson):
     found = teaching.without_alt(DRAWN)
     assert found.count(teaching.WORDS) == 3
