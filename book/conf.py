@@ -38,6 +38,7 @@ suppress_warnings = ["ref.python"]  # signatures keep short names, which two roo
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {
+    "footer_content_items": [],  # a name and a year, of which the book gives neither
     "navbar_persistent": [],  # a second search field
     "show_toc_level": 2,
     "use_download_button": False,

@@ -7,6 +7,7 @@ then in the notes of the speaker (key S). A lesson that sets no types gets a sli
 with the paragraph below it, and one for each figure.
 """
 
+import base64
 import copy
 import importlib.util
 import re
@@ -25,6 +26,7 @@ from book import lab, teaching
 from lib.kit import session, stamps
 
 SLIDES = ("01", "04", "06")
+SAVED = re.compile(r'\bsave_figure\(\w+, "(\w+)"')
 ALT = """{%- block data_png scoped -%}
 {%- set alt = output | get_metadata('alt', 'image/png') or '' -%}
 {{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) }}
@@ -39,15 +41,24 @@ SLIDES_TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
 {%- endblock -%}
 {%- block html_head_css -%}
 <style>
-:root { --r-heading-text-transform: none; --r-main-font-size: 28px }
-.reveal .jp-OutputArea-output pre { font-size: 16px; white-space: pre; box-shadow: none }
-.reveal section img { max-height: 500px; object-fit: contain }
+.reveal .slides :is(h1, h2, h3) { text-transform: none }
+.reveal .slides .jp-RenderedHTMLCommon { font-size: 28px }
+.reveal .slides .jp-InputPrompt { display: none }
+.reveal .slides .jp-OutputArea-output pre { font-size: 24px; white-space: pre; box-shadow: none }
+.reveal .slides img:not(figure img) { width: 100%; max-height: 490px; object-fit: contain;
+  object-position: left top; margin: 0 }
+.reveal .slides figure { font-size: 24px; margin: 0 1em }
+.reveal .slides figure img { max-height: none }
+.reveal .slides figure > p { display: none }
 </style>
 {%- endblock -%}
 {%- block footer_js -%}
 <script src="offline/dist/reveal.js"></script>
 <script src="offline/plugin/notes/notes.js"></script>
-<script>Reveal.initialize({history: true, slideNumber: true, plugins: [RevealNotes]})</script>
+<script>
+Reveal.initialize({width: 1280, height: 720, center: false, history: true, slideNumber: "c/t",
+  plugins: [RevealNotes]})
+</script>
 {%- endblock -%}
 """
 
@@ -109,6 +120,17 @@ def _bare(cell: NotebookNode) -> NotebookNode:
     return cell
 
 
+def sharpened(book: NotebookNode, folder: Path) -> NotebookNode:
+    """A lesson whose figures are the files of `folder`: a wall shows them larger than a page."""
+    for cell in book.cells:
+        shown = [o.data for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        for name, data in zip(SAVED.findall(cell.source), shown, strict=False):
+            file = folder / f"{name}.png"
+            if file.is_file():
+                data["image/png"] = base64.b64encode(file.read_bytes()).decode()
+    return book
+
+
 def _slide_type(cell: NotebookNode) -> str:
     if cell.cell_type == "markdown":
         return "slide" if re.match("#{1,2} ", cell.source) else "skip"
@@ -136,7 +158,8 @@ def write_slides(names: Iterable[str]) -> list[Path]:
     exporter.exclude_input = exporter.exclude_output_prompt = exporter.embed_images = True
     written = []
     for name, book in teaching.lessons(names).items():
-        book = lab.moved(with_slides(book), stamps.notebooks()[name].parent, session.root())
+        book = sharpened(with_slides(book), session.root() / "figures" / name)
+        book = lab.moved(book, stamps.notebooks()[name].parent, session.root())
         place = {"metadata": {"name": name, "path": str(session.root())}}  # of embedded pictures
         text, _ = exporter.from_notebook_node(book, place)
         session.write_atomically(folder / f"{name}.html", text)

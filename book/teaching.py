@@ -8,6 +8,8 @@ What they are made of is marked in the lessons themselves, and nowhere else:
     # check                a line of a solution: below it stand assertions on names that an answer
                            has to define, each with a hint; a cell with the tag `check` is another
     tag `spoiler`          is left out of a student's copy
+    **Was your prediction right?** ...   what came out, up to the next heading or bold opening: the
+                           question stays in a student's copy, what follows does not
 
 A file that is there is never written over: a changed one goes beside it, as NAME-2.ipynb.
 """
@@ -31,6 +33,7 @@ from lib.kit import session, stamps
 EXERCISE = re.compile(r"\*\*(\d+) \((predict|change|derive)\)\.\*\*")
 CHECK = re.compile(r"^# check\n", re.MULTILINE)
 PREDICTION = re.compile(r"\*\*Predict first[.:]?\*\*")
+ANSWERED = re.compile(r"(\*\*Was your prediction right\?\*\*).*?(?=\n\n(?:#|\*\*)|\Z)", re.DOTALL)
 RESULT = re.compile(r"!\[[^\]]*\]\([^)]*figures/[^)]*\)\n?")
 CONCLUSION = re.compile(r"\*\*Conclusion\.\*\*.*?(?=\n\n\*\*References|\Z)", re.DOTALL)
 RUBRIC = {  # what a point is given for
@@ -154,6 +157,7 @@ def _without_results(cell: NotebookNode) -> NotebookNode:
         cell.source = without_alt(cell.source)
     else:
         text = RESULT.sub("", cell.source)
+        text = ANSWERED.sub(r"\1 *Compare with what you wrote.*", text)
         cell.source = CONCLUSION.sub("**Conclusion.** *Yours, in three sentences.*", text)
     return _without_outputs(cell)
 

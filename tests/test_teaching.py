@@ -1,7 +1,9 @@
 """Copies for a course: nothing that a student should find is in them, and no work is lost."""
 
 import ast
+import base64
 import builtins
+import copy
 import importlib.util
 import json
 import re
@@ -78,6 +80,25 @@ def test_a_student_finds_nothing_that_gives_a_result_away(lesson):
     assert "**References.** One." in text and "Goals." in text and "two = 2  # β" in text
     assert sum(teaching.WORDS in cell.source for cell in book.cells) == 1  # thrice in one cell
     assert [path.name for path in (lesson / "build/student").iterdir()] == ["01_a.ipynb"]
+
+
+def test_what_came_out_of_a_prediction_is_not_in_the_copy_but_the_question_is():
+    asked = "**Was your prediction right?**"
+    cell = new_markdown_cell(f"Look.\n\n{asked} SECRET.\n\nSECRET.\n\n## 2. Next\n\nOn.")
+    bold = new_markdown_cell(f"{asked} SECRET.\n\n**Another.** On.")
+    last = new_markdown_cell(f"{asked} SECRET.")
+    made = teaching.student_copy("01_a", new_notebook(cells=[cell, bold, last])).cells
+    asked += " *Compare with what you wrote.*"
+    assert made[0].source == f"Look.\n\n{asked}\n\n## 2. Next\n\nOn."
+    assert [c.source for c in made[1:]] == [f"{asked}\n\n**Another.** On.", asked]
+
+
+@pytest.mark.parametrize("name", [n for n in stamps.notebooks() if "/" not in n])
+def test_a_lesson_leaves_its_conclusion_and_its_table_to_the_student(name):
+    book = stamps.read_notebook(name)
+    text = "\n\n".join(c.source for c in teaching.student_copy(name, book).cells)
+    assert "**Conclusion.** *Yours, in three sentences.*" in text
+    assert "*Reproduced* means" not in text and "claims_table(" not in text
 
 
 def test_code_without_its_alternative_texts_is_the_same_code(lesson):
@@ -216,11 +237,19 @@ def test_slides_say_what_a_cell_tells_them_to_and_keep_the_prose_for_the_speaker
     assert shown[3:] == [("slide", "# Three"), ("-", "draw()")] and made[-1].outputs == [FIGURE]
 
 
+def test_a_slide_shows_the_file_of_a_figure_which_is_finer_than_that_of_the_page(tmp_path):
+    (tmp_path / "root.png").write_bytes(b"fine")
+    sources = ['plots.save_figure(fig, "root", alt)', 'plots.save_figure(fig, "absent", alt)']
+    cells = [new_code_cell(source, outputs=[copy.deepcopy(FIGURE)]) for source in sources]
+    made = exports.sharpened(new_notebook(cells=cells), tmp_path).cells
+    shown = [base64.b64decode(cell.outputs[0].data["image/png"]) for cell in made]
+    assert shown == [b"fine", base64.b64decode(PIXEL)]
+    assert made[0].outputs[0].metadata["image/png"]["alt"] == "a <dot>"
+
+
 @pytest.mark.parametrize("name", [n for n in stamps.notebooks() if n[:2] in exports.SLIDES])
 def test_a_lecture_has_twelve_to_twenty_slides_of_few_words(name):
     book = stamps.read_notebook(name)
-    if not any("slideshow" in cell.metadata for cell in book.cells):
-        pytest.skip("it sets no types of its own: a slide for each heading and figure")
     cells = exports.with_slides(book).cells
     slides = [c for c in cells if c.metadata.slideshow.slide_type in ("slide", "subslide")]
     assert 12 <= len(slides) <= 20

@@ -1,4 +1,4 @@
-// Sorting and filtering of the claim tables of the scorecard. The page reads without it, too.
+// Sorting of claim tables, and filtering of those of the scorecard. The page reads without it, too.
 document.addEventListener("DOMContentLoaded", () => {
   const heads = (table) => [...table.querySelectorAll("thead th")].map((th) => th.textContent.trim());
   const tables = [...document.querySelectorAll("table")].filter((t) => heads(t).includes("bound"));
@@ -41,6 +41,8 @@ document.addEventListener("DOMContentLoaded", () => {
       }
     });
   }
+
+  if (tables.length === 1) return; // an evidence page: the controls would stand above its title
 
   const verdictOf = (row, table) => row.cells[heads(table).indexOf("verdict")].textContent.trim();
   const verdicts = ["reproduced", "partly", "not reproduced", "not tested here", "open"];
