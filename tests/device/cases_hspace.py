@@ -286,6 +286,9 @@ CASES |= {
     "hspace.editing.edit": lambda on: hspace.edit(
         *model(on), steps(on), symmetric=True, progress=False, **RUN
     ),
+    "hspace.editing.edit_each": lambda on: editing.edit_each(
+        *model(on), constant(on), torch.tensor([0.5, 2.0]), batch=1, **RUN
+    ),
     "hspace.editing.scaled": lambda on: editing.scaled(constant(on), 2.0, steps=3)(on(H), 9),
     "hspace.editing.sufficient": lambda on: editing.sufficient(
         *model(on),
@@ -334,7 +337,6 @@ CASES |= {
 NUMBERS = "takes and returns numbers or texts alone"
 EXCEPTIONS |= {
     "hspace.contest.strengths_at": "takes and returns numbers alone",
-    "hspace.editing.edit_each": "no case yet: run in float64 on the CPU alone",
     "hspace.deltas.finite_number": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
