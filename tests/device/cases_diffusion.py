@@ -150,6 +150,11 @@ def cloned(on):
     return decisions.clones(own, on(z), 500, **STEPS), decisions.clones(own, z, 500, **STEPS)
 
 
+def separated(on):
+    labels = on(torch.arange(12) % 2 > 0)
+    return decisions.separation(on(faces(12)[:, :, ::8, ::8]), labels, [0.1, 0.6])
+
+
 def mixed(on):
     """Means where the caller has them."""
     return mixture.mixture(on(CENTRES), 0.3)
@@ -188,6 +193,7 @@ def batches(on):
 
 CASES |= {
     "diffusion.decisions.clones": cloned,
+    "diffusion.decisions.separation": separated,
     "diffusion.familiar.statistics": lambda on: familiar.statistics(on(faces())),
     "diffusion.familiar.reference": known,
     "diffusion.familiar.strangeness": known,
@@ -234,6 +240,9 @@ CASES |= {
     "diffusion.spacetime.gaussian_length": lambda on: [
         spacetime.gaussian_length(on(EVENTS[0]), on(EVENTS[2]))
     ],
+    "diffusion.spacetime.semicircle": lambda on: spacetime.semicircle(
+        on(EVENTS[0]), on(EVENTS[2]), 5
+    ),
     "diffusion.spacetime.energy": lambda on: spacetime.energy(on(EVENTS), on(EVENTS.cos())),
     "diffusion.spacetime.nearest_times": expected,
     "diffusion.spacetime.expectations": expected,
@@ -247,8 +256,6 @@ NUMBERS = "takes and returns numbers or texts alone"
 FILE = "from a file to a file, read on the CPU"
 EXCEPTIONS |= {
     "diffusion.decisions.clone_agreement": NUMBERS,
-    "diffusion.decisions.separation": "fails for images on a device: its classes stay on the CPU",
-    "diffusion.spacetime.semicircle": "fails for ends on a device: its nodes are made on the CPU",
     "diffusion.familiar.save": "writes a file",
     "diffusion.familiar.shipped": "reads a file; the numbers are compared on the CPU",
     "diffusion.folders.convert_pickle": FILE,

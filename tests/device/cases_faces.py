@@ -112,6 +112,7 @@ CASES |= {
     "faces.quality.spliced": lambda on: quality.spliced(two(on)[0]),
     "faces.quality.chroma": lambda on: quality.chroma(two(on)[0]),
     "faces.attributes.standardised": lambda on: attributes.standardised(two(on)[0], ["smile"]),
+    "faces.pairs.judged": lambda on: pairs.judged("smiling", *two(on)),
     "faces.pairs.shows": lambda on: pairs.shows(two(on)[0], "smile"),
     "faces.quality.saturated": lambda on: quality.saturated(two(on)[0]),
     "faces.quality.completeness": lambda on: quality.completeness(two(on)[0], components=2)(
@@ -124,7 +125,6 @@ DRAWN = "draws faces and words in NumPy, without torch"
 EXCEPTIONS |= {name: DRAWN for name in public_calls() if name.startswith("faces.avatars.")}
 EXCEPTIONS |= {
     "faces.avatars.to_float": "from an array to a tensor of the CPU",
-    "faces.pairs.judged": "fails for images on a device: takes arrays of tensors that lie there",
     "faces.attributes.named": "a name in, a record out",
     "faces.attributes.spread": "a number of the rendered faces, measured on the CPU",
     "faces.captions.caption": DRAWN,

@@ -162,6 +162,12 @@ def smooth(on):
     return found, found.at(np.array([0.2, 0.7]))
 
 
+def descended(on):
+    """What the rival finds; its seconds are left out."""
+    options = {"points": 9, "steps": 25}
+    return collocation.descend(phi, torch.clone, on(LINE[::2]), lambda length: True, **options)[1:]
+
+
 def likelier(on):
     z = on(T + (37 * T).sin())
     first = swaps.fit_swaps(z, on(T), partners=4, cells=8)
@@ -222,6 +228,7 @@ CASES |= {
     "geometry.collocation.refined_geodesic": lambda on: collocation.refined_geodesic(
         phi, on(LINE), nodes=9
     ),
+    "geometry.collocation.descend": descended,
     "geometry.descent.Descent": descent_of,
     "geometry.descent.Best": best,
     "geometry.geodesics.geodesic": lambda on: (
@@ -243,6 +250,9 @@ CASES |= {
     )(on(FEW)),
     "geometry.grids.GridMetric": lambda on: (table(on)(on(FEW)), table(on).jet(on(FEW))),
     "geometry.learned.components": lambda on: from_features.components(on(T))[1],
+    "geometry.learned.from_posteriors": lambda on: from_features.from_posteriors(
+        on(5 * T), on(T), box=on(BOX), grid=4, steps=6
+    )[0](on(FEW)),
     "geometry.learned.from_noisy": lambda on: from_features.from_noisy(
         on(T.float()), on(T), 0.3, box=on(BOX), grid=6, steps=20
     )(on(FEW)),
@@ -354,8 +364,6 @@ CASES |= {
 NUMBERS = "takes and returns plain numbers; what it makes is made on the CPU and moved"
 FIT = "a part of a fit that is made on the CPU and moved, `reweight` or `fit_swaps`"
 EXCEPTIONS |= {
-    "geometry.learned.from_posteriors": "fails for features on a device: cells stay on the CPU",
-    "geometry.collocation.descend": "fails for knots on a device: its spline stays on the CPU",
     "geometry.lengths.as_ends": "checks what `geodesic` is given",
     "geometry.relaxation.chosen": "a part of `geodesic`",
     "geometry.boxes.cell_centres": NUMBERS,
@@ -370,6 +378,7 @@ EXCEPTIONS |= {
     "geometry.networks.perceptron": "sizes in, layers out; they run in many cases",
 }
 DESCENTS |= {
+    "geometry.learned.from_posteriors",
     "geometry.learned.from_noisy",
     "geometry.baselines.posterior_mean",
     "geometry.baselines.vae_components",
