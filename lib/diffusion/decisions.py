@@ -57,7 +57,7 @@ def separation(images: Values, labels: Values, alphas: Values, *, seed: int = 0)
     labels: (n,) booleans. Raises ValueError for a half with fewer than two images of a class.
     """
     x = torch.as_tensor(images).flatten(1).double()
-    has, alphas = torch.as_tensor(as_array(labels) > 0), as_array(alphas)
+    has, alphas = torch.as_tensor(as_array(labels) > 0, device=x.device), as_array(alphas)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     halves = [_classes(x[part], has[part]) for part in order.tensor_split(2)]
     found = [_separated(*a, *b, alphas) for a, b in (halves, halves[::-1])]

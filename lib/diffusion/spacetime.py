@@ -51,9 +51,8 @@ def semicircle(start: Tensor, end: Tensor, nodes: int) -> Tensor:
     far, (r, s), d = _half_plane(start, end)
     middle = (far**2 + s**2 - r**2) / (2 * far)
     radius = hypot(middle, r)
-    angle = torch.linspace(
-        atanh(-middle / radius), atanh((far - middle) / radius), nodes, dtype=torch.float64
-    )
+    places = atanh(-middle / radius), atanh((far - middle) / radius)
+    angle = torch.linspace(*places, nodes, dtype=torch.float64, device=start.device)
     along = (middle + radius * angle.tanh())[:, None] * (end - start)[:-1] / far
     height = -2 * (radius / angle.cosh()).log()
     return torch.cat([start[:-1] + along, height[:, None]], 1)

@@ -107,8 +107,8 @@ def judged(task: str, images: Tensor, source: Tensor) -> dict[str, np.ndarray]:
     return {
         "success": _among(after[head], head, wanted).double().numpy(),
         "off": attributes.total_variation(before, after, head),
-        "distance": judge.distance(source, images).double().numpy(),
-        "clip": 100 * judge.clip_similarity(images, text).clamp(min=0).double().numpy(),
+        "distance": judge.distance(source, images).double().cpu().numpy(),
+        "clip": 100 * judge.clip_similarity(images, text).clamp(min=0).double().cpu().numpy(),
     }
 
 

@@ -159,7 +159,7 @@ def descend(
     et al. 2025, whose released code takes a spline of 2 or 10 knots and rate .1.
     """
     spline = CubicSpline(np.linspace(0, 1, len(knots)), np.eye(len(knots)))
-    spread = torch.from_numpy(spline(np.linspace(0, 1, points)))
+    spread = torch.from_numpy(spline(np.linspace(0, 1, points))).to(knots)
     move = torch.zeros_like(knots[1:-1]).requires_grad_(True)
     optimizer, seconds, length = torch.optim.Adam([move], rate), 0.0, float("inf")
     for step in range(1, steps + 1):

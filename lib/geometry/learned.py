@@ -35,7 +35,7 @@ def from_posteriors(
     the estimate. Raises as `from_features` and `fit_posteriors`.
     """
     maps = from_features(features, t, box=box, grid=grid)
-    middle, places = centroids(maps, box), cells(grid)
+    middle, places = centroids(maps, box), cells(grid).to(maps.device)
     second = maps.double().flatten(1) @ places.square()
     width = float((second - middle.square()).clamp(min=0).mean(1).sqrt().median())
     return fit_posteriors(maps, middle, box=box, steps=steps, width=WIDTH).potential, width

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from lib.kit import kernels, progress, session, stamps
+from lib.kit import crew, kernels, progress, session, stamps
 
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 BUSY = 600  # seconds that a machine with other work may take to start a kernel or pass an output on
@@ -39,8 +39,26 @@ class RunFailed(Exception):
 
 
 def run(names: list[str], profile: str, settings: Iterable, force: bool = False) -> int:
-    """Run what is stale of the named notebooks (all if none is named); return the exit status."""
-    return _each(names, lambda name: _run_if_stale(name, profile, dict(settings), force))
+    """Run what is stale of the named notebooks (all if none is named); return the exit status.
+
+    Those of several numbers run side by side, as many as fit.
+    """
+    chosen, settings = stamps.chosen(names), dict(settings)
+    width = 1 if profile == "paper" else crew.room(chosen)  # a checkpoint may fill the memory
+    if width == 1:
+        return _each(chosen, lambda name: _run_if_stale(name, profile, settings, force))
+    for name in chosen:
+        _checked_parameters(name, profile, settings)
+    command = [sys.executable, "-m", "lib.kit.pipeline", "run", "--profile", profile]
+    command += ["--force"] * force + [f"--set={key}={value!r}" for key, value in settings.items()]
+    ended = {name: status for name, status in crew.run(chosen, command, width).items() if status}
+    _tell_failed(
+        str(_kept(name, profile).relative_to(session.root()))
+        if status == 1
+        else f"{name} (exit status {status}, no copy)"
+        for name, status in ended.items()
+    )
+    return 2 if 2 in ended.values() else int(bool(ended))
 
 
 def _each(names: list[str], act: Callable[[str], None]) -> int:
@@ -52,9 +70,13 @@ def _each(names: list[str], act: Callable[[str], None]) -> int:
         except RunFailed as failure:
             print(f"{name}: {failure}", flush=True)
             failed.append(str(failure.kept.relative_to(session.root())))
-    if failed:
-        print(f"failed, kept with its traceback: {', '.join(failed)}", flush=True)
+    _tell_failed(failed)
     return int(bool(failed))
+
+
+def _tell_failed(places: Iterable[str]) -> None:
+    if text := ", ".join(places):
+        print(f"failed, kept with its traceback: {text}", flush=True)
 
 
 def _run_if_stale(name: str, profile: str, settings: Mapping, force: bool) -> None:
@@ -116,6 +138,11 @@ def _executed(name: str, profile: str) -> Path:
     return _staging(name, profile).with_suffix(".ipynb")
 
 
+def _kept(name: str, profile: str) -> Path:
+    """Where the executed copy of a run that failed lies."""
+    return session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
+
+
 def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -> float:
     """Run one notebook into its staging folder; return the seconds it took."""
     staging = _staging(name, profile)
@@ -131,7 +158,7 @@ def _execute(name: str, profile: str, parameters: Mapping, made_from: Mapping) -
         ):
             _run_cells(stamps.notebooks()[name], partial, parameters, cell_starts)
     except BaseException as cause:  # also an interrupt: what ran is kept, nothing counts as done
-        kept = session.root() / "build" / "failed" / f"{name}.{profile}.ipynb"
+        kept = _kept(name, profile)
         kept.parent.mkdir(parents=True, exist_ok=True)
         if partial.is_file():
             os.replace(partial, kept)
@@ -347,6 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(_parser().parse_args(arguments))
     began = time.time()
     try:
+        crew.join()
         return given.pop("act")(**given)
     except (ValueError, OSError) as error:  # of a disk: full, or not to be written
         print(f"error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from table import CASES, EXCEPTIONS, ON_CPU
 
 from benchmarks import small
 from lib.diffusion import (
+    decisions,
     differentiable,
     familiar,
     folders,
@@ -18,12 +19,14 @@ from lib.diffusion import (
     models,
     patterns,
     sampling,
+    spacetime,
     tangents,
 )
 
 STEPS = {"steps": 2, "progress": False}
 TEXT = {"prompt": "a face", "guidance": 2.0}
 ALPHAS = 0.4, 0.7
+EVENTS = torch.tensor([[-1.0, 0.5, 0.3], [0.4, 0.2, -0.5], [1.5, -0.3, 1.0]]).double()
 CENTRES = torch.tensor([[[[1.0, -1.0]]], [[[-1.0, 0.5]]]]).double()
 
 
@@ -119,6 +122,39 @@ def pushed(on):
     return tangents.pushforward(own, on(z), [on(z.flip(0))], steps=2, **TEXT)
 
 
+def leading(on):
+    """J on its leading directions: the signs of singular vectors are those of a library."""
+    own, z = pixel(on)
+    U, S, V = tangents.top_directions(own, on(z[:1]), 1, steps=1)
+    return S, U * S @ V.T
+
+
+def potential(on):
+    """Of two weighted clusters, at η of three events, with its gradient."""
+    means, weights = on(EVENTS[:2, :2]), on(torch.tensor([0.3, 0.7]).double())
+    psi, eta = spacetime.mixture_potential(means, 0.5, weights), spacetime.natural(on(EVENTS))
+    return psi(eta), torch.func.grad(lambda e: psi(e).sum())(eta)
+
+
+def expected(on):
+    """Of a network, at two events next to its training times."""
+    own, z = pixel(on)
+    points = torch.cat([z.flatten(1), torch.tensor([[0.0], [-2.0]])], 1).double()
+    times, points = spacetime.nearest_times(own, on(points))
+    probe = on(z.flatten(1).sign())
+    return spacetime.expectations(own, points, times, probe), times, points
+
+
+def cloned(on):
+    own, z = pixel(on)
+    return decisions.clones(own, on(z), 500, **STEPS), decisions.clones(own, z, 500, **STEPS)
+
+
+def separated(on):
+    labels = on(torch.arange(12) % 2 > 0)
+    return decisions.separation(on(faces(12)[:, :, ::8, ::8]), labels, [0.1, 0.6])
+
+
 def mixed(on):
     """Means where the caller has them."""
     return mixture.mixture(on(CENTRES), 0.3)
@@ -156,6 +192,8 @@ def batches(on):
 
 
 CASES |= {
+    "diffusion.decisions.clones": cloned,
+    "diffusion.decisions.separation": separated,
     "diffusion.familiar.statistics": lambda on: familiar.statistics(on(faces())),
     "diffusion.familiar.reference": known,
     "diffusion.familiar.strangeness": known,
@@ -197,6 +235,18 @@ CASES |= {
     "diffusion.sampling.rows_per_call": lambda on: [
         sampling.rows_per_call(pixel(on)[0], None) in (16, 64)
     ],
+    "diffusion.spacetime.natural": lambda on: spacetime.natural(on(EVENTS)),
+    "diffusion.spacetime.mixture_potential": potential,
+    "diffusion.spacetime.gaussian_length": lambda on: [
+        spacetime.gaussian_length(on(EVENTS[0]), on(EVENTS[2]))
+    ],
+    "diffusion.spacetime.semicircle": lambda on: spacetime.semicircle(
+        on(EVENTS[0]), on(EVENTS[2]), 5
+    ),
+    "diffusion.spacetime.energy": lambda on: spacetime.energy(on(EVENTS), on(EVENTS.cos())),
+    "diffusion.spacetime.nearest_times": expected,
+    "diffusion.spacetime.expectations": expected,
+    "diffusion.tangents.top_directions": leading,
     "diffusion.tangents.Tape": linearised,
     "diffusion.tangents.linearised": linearised,
     "diffusion.tangents.pushforward": pushed,
@@ -206,16 +256,6 @@ NUMBERS = "takes and returns numbers or texts alone"
 FILE = "from a file to a file, read on the CPU"
 EXCEPTIONS |= {
     "diffusion.decisions.clone_agreement": NUMBERS,
-    "diffusion.decisions.clones": "no case yet: run in float64 on the CPU alone",
-    "diffusion.decisions.separation": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.energy": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.expectations": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.gaussian_length": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.mixture_potential": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.natural": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.nearest_times": "no case yet: run in float64 on the CPU alone",
-    "diffusion.spacetime.semicircle": "no case yet: run in float64 on the CPU alone",
-    "diffusion.tangents.top_directions": "no case yet: run in float64 on the CPU alone",
     "diffusion.familiar.save": "writes a file",
     "diffusion.familiar.shipped": "reads a file; the numbers are compared on the CPU",
     "diffusion.folders.convert_pickle": FILE,

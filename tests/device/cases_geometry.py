@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
-from table import CASES, DESCENTS, EXCEPTIONS
+from table import CASES, DESCENTS, EXCEPTIONS, ON_CPU
 
 from lib.geometry import (
     baselines,
     boxes,
     checks,
+    collocation,
     descent,
     geodesics,
     graphs,
@@ -80,7 +81,7 @@ def by_hand(on):
     network = networks.LocalStatistic(2, 2)
     own = potential.Fit(on(shape), on(network), potential.identity, {})
     counts = networks.window_counts(on(SPINS))
-    return potential.Likelihood(own, counts, on(T.float()), on(BOX), 8, 16, 1e-3, 0)
+    return potential.Likelihood(own, counts, on(T.float()), on(BOX), 8, 16, 0)
 
 
 def likelihood(on):
@@ -155,6 +156,25 @@ def swapped(on):
     return found.potential(on(FEW)), found.statistic(on(torch.cat([F, T], 1))), found.history
 
 
+def smooth(on):
+    """A geodesic by few nodes, and places on it."""
+    found = collocation.smooth_geodesic(phi, on(LINE), nodes=9)
+    return found, found.at(np.array([0.2, 0.7]))
+
+
+def descended(on):
+    """What the rival finds; its seconds are left out."""
+    options = {"points": 9, "steps": 25}
+    return collocation.descend(phi, torch.clone, on(LINE[::2]), lambda length: True, **options)[1:]
+
+
+def likelier(on):
+    z = on(T + (37 * T).sin())
+    first = swaps.fit_swaps(z, on(T), partners=4, cells=8)
+    found = swaps.refined(first, z, on(T), box=on(BOX), grid=6)
+    return found.potential(on(FEW)), found.statistic(z), found.history
+
+
 def field(t):
     """A function of points that answers in NumPy, its slope falling along the line."""
     return -np.square(t).sum(1) / 4
@@ -176,7 +196,7 @@ def convergence(on):
     found = theorems.posterior_convergence(
         phi, on(statistics), on(torch.zeros(2).double()), box=on(BOX), grid=6
     )
-    return found.density.error, found.divergence.slope
+    return found.error, found.slope
 
 
 RNG_STATISTICS = np.random.default_rng(1).normal(size=(3, 8, 2))
@@ -203,6 +223,12 @@ CASES |= {
     "geometry.checks.trainable": lambda on: checks.trainable(NET, on(T.float()), (1,)),
     "geometry.checks.occupied": lambda on: checks.occupied(on(SPINS)),
     "geometry.checks.check_positive": lambda on: [checks.check_positive(g(on(T)), on(T)) is None],
+    "geometry.collocation.SmoothPath": smooth,
+    "geometry.collocation.smooth_geodesic": smooth,
+    "geometry.collocation.refined_geodesic": lambda on: collocation.refined_geodesic(
+        phi, on(LINE), nodes=9
+    ),
+    "geometry.collocation.descend": descended,
     "geometry.descent.Descent": descent_of,
     "geometry.descent.Best": best,
     "geometry.geodesics.geodesic": lambda on: (
@@ -320,6 +346,7 @@ CASES |= {
     "geometry.swaps.LinearStatistic": lambda on: swaps.LinearStatistic(on(T[:3]))(on(T @ T[:3].T)),
     "geometry.swaps.SwapFit": swapped,
     "geometry.swaps.fit_swaps": swapped,
+    "geometry.swaps.refined": likelier,
     "geometry.theorems.divergence_gap": lambda on: theorems.divergence_gap(
         phi, learned(on), box=on(BOX), grid=3
     ),
@@ -337,13 +364,8 @@ CASES |= {
 NUMBERS = "takes and returns plain numbers; what it makes is made on the CPU and moved"
 FIT = "a part of a fit that is made on the CPU and moved, `reweight` or `fit_swaps`"
 EXCEPTIONS |= {
-    "geometry.collocation.SmoothPath": "no case yet: run in float64 on the CPU alone",
-    "geometry.collocation.descend": "no case yet: run in float64 on the CPU alone",
-    "geometry.collocation.refined_geodesic": "no case yet: run in float64 on the CPU alone",
-    "geometry.collocation.smooth_geodesic": "no case yet: run in float64 on the CPU alone",
     "geometry.lengths.as_ends": "checks what `geodesic` is given",
     "geometry.relaxation.chosen": "a part of `geodesic`",
-    "geometry.swaps.refined": "no case yet: run in float64 on the CPU alone",
     "geometry.boxes.cell_centres": NUMBERS,
     "geometry.boxes.cells": NUMBERS,
     "geometry.checks.require_whole": NUMBERS,
@@ -356,8 +378,8 @@ EXCEPTIONS |= {
     "geometry.networks.perceptron": "sizes in, layers out; they run in many cases",
 }
 DESCENTS |= {
-    "geometry.learned.from_noisy",
     "geometry.learned.from_posteriors",
+    "geometry.learned.from_noisy",
     "geometry.baselines.posterior_mean",
     "geometry.baselines.vae_components",
     "geometry.posterior.Posterior",
@@ -365,4 +387,9 @@ DESCENTS |= {
     "geometry.potential.Fit",
     "geometry.potential.fit_direct",
     "geometry.two_step.fit_posteriors",
+}
+NEWTON = "a small dense system in float64, solved on the CPU, where the potential is asked"
+ON_CPU |= {
+    f"geometry.collocation.{name}": NEWTON
+    for name in ("SmoothPath", "smooth_geodesic", "refined_geodesic")
 }

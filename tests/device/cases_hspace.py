@@ -194,6 +194,14 @@ def swept_way(on):
     return found.images, [d.to(on.device) for d in found.distances], found.top
 
 
+def sufficient(on):
+    """Images where the model lies; strengths and who was accepted come on the CPU."""
+    enough, levels = lambda x: x.mean((1, 2, 3)) > 9, (0.5, 1.0)  # noqa: E731
+    options = {"levels": levels, "t_edit": 500, **STEPS}
+    images, *rest = editing.sufficient(*model(on), constant(on), enough, **options)
+    return images, [x.to(on.device) for x in rest]
+
+
 def moved(on):
     plain = on(faces())
     way = lambda c: torch.lerp(plain, plain.flip(-1), c)  # noqa: E731
@@ -275,7 +283,7 @@ CASES |= {
     "hspace.contest.gain_at_distance": moved,
     "hspace.deltas.PerStep": lambda on: hspace.per_step({3: CHANGE})(on(H), 4),
     "hspace.deltas.Sum": lambda on: hspace.combine({constant(on): 1.0, steps(on): 2.0})(on(H), 9),
-    "hspace.deltas.constant": lambda on: constant(on).change,
+    "hspace.deltas.constant": lambda on: constant(on).changes,
     "hspace.deltas.per_step": lambda on: steps(on),
     "hspace.deltas.combine": lambda on: hspace.combine({constant(on): 0.5})(on(H), 9),
     "hspace.deltas.for_steps": lambda on: deltas.for_steps(constant(on), 3)(on(H), 9),
@@ -286,15 +294,11 @@ CASES |= {
     "hspace.editing.edit": lambda on: hspace.edit(
         *model(on), steps(on), symmetric=True, progress=False, **RUN
     ),
-    "hspace.editing.scaled": lambda on: editing.scaled(constant(on), 2.0, steps=3)(on(H), 9),
-    "hspace.editing.sufficient": lambda on: editing.sufficient(
-        *model(on),
-        constant(on),
-        lambda x: x.mean((1, 2, 3)) > 9,
-        levels=(0.5, 1.0),
-        t_edit=500,
-        **STEPS,
+    "hspace.editing.edit_each": lambda on: editing.edit_each(
+        *model(on), constant(on), torch.tensor([0.5, 2.0]), batch=1, **RUN
     ),
+    "hspace.editing.scaled": lambda on: editing.scaled(constant(on), 2.0, steps=3)(on(H), 9),
+    "hspace.editing.sufficient": sufficient,
     "hspace.editing.reconstruct": lambda on: hspace.reconstruct(*model(on), t_boost=400, **STEPS),
     "hspace.fits.text_direction": lambda on: fits.text_direction("smile", device=on.device),
     "hspace.fits.encode": lambda on: fits.encode(on(faces())),
@@ -334,7 +338,6 @@ CASES |= {
 NUMBERS = "takes and returns numbers or texts alone"
 EXCEPTIONS |= {
     "hspace.contest.strengths_at": "takes and returns numbers alone",
-    "hspace.editing.edit_each": "no case yet: run in float64 on the CPU alone",
     "hspace.deltas.finite_number": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",

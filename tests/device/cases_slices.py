@@ -5,7 +5,7 @@ from cases_diffusion import STEPS, pixel, tiny
 from table import CASES, EXCEPTIONS, ON_CPU
 
 from lib import slices
-from lib.slices import borders, fractal, maps, paths, refine, relief, scattered, timing
+from lib.slices import borders, crossings, fractal, maps, paths, refine, relief, scattered, timing
 
 POINTS = torch.tensor([[0.1, 0.2], [0.7, 0.4], [0.9, 0.9]]).double()
 LOW, HIGH = torch.tensor([[0.1, 0.1], [0.2, 0.3]]).double(), torch.tensor([[0.9, 0.8]] * 2).double()
@@ -26,6 +26,11 @@ def by_sum(on):
 
 def crossed(on):
     return borders.crossings(by_sum(on)[0], on(LOW), on(HIGH), tolerance=1e-3)
+
+
+def decide(on):
+    """Labels of places on paths, found on the device; an edit of strength c moves the border."""
+    return lambda rows, s, c=0: on(s + 0.4 * c) + 0.1 * on(rows) > 0.6
 
 
 def rendered(on):
@@ -63,6 +68,14 @@ CASES |= {
         by_sum(on)[1], crossed(on), step=0.01
     ),
     "slices.borders.phase_pairs": lambda on: borders.phase_pairs(on(LABELS + 1), 4),
+    "slices.crossings.arc": lambda on: crossings.arc(
+        *on([tiny().noise(2, 0), tiny().noise(2, 1)]), on(torch.tensor([0.3, 0.8]).double())
+    ),
+    "slices.crossings.first_flip": lambda on: crossings.first_flip(decide(on), 3),
+    "slices.crossings.moved_borders": lambda on: crossings.moved_borders(decide(on), 3, [0.3, 0.6]),
+    "slices.crossings.law_ratio": lambda on: [
+        crossings.law_ratio(on(HIGH[:, 0]), on(LOW[:, 1]), on(LOW[:, 0]))
+    ],
     "slices.fractal.box_counting": lambda on: fractal.box_counting(on(HILLS > 3)),
     "slices.fractal.border": lambda on: fractal.border(on(LABELS)),
     "slices.fractal.traced": lambda on: fractal.traced(by_sum(on)[0], (0.5, 0.5), 1.0, 3),
@@ -104,10 +117,6 @@ CASES |= {
 }
 
 EXCEPTIONS |= {
-    "slices.crossings.arc": "no case yet: run in float64 on the CPU alone",
-    "slices.crossings.first_flip": "no case yet: run in float64 on the CPU alone",
-    "slices.crossings.law_ratio": "no case yet: run in float64 on the CPU alone",
-    "slices.crossings.moved_borders": "no case yet: run in float64 on the CPU alone",
     "slices.fractal.line_spread": "numbers in, numbers out",
     "slices.fractal.koch": "numbers in, numbers out",
     "slices.fractal.readings": "numbers in, numbers out",
@@ -124,5 +133,7 @@ ON_CPU |= {
     "slices.borders.crossings": COORDINATES,
     "slices.borders.followed": COORDINATES,
     "slices.borders.phase_pairs": COORDINATES,
+    "slices.crossings.first_flip": "places on paths are handed from call to call on the CPU",
+    "slices.crossings.moved_borders": "places on paths are handed from call to call on the CPU",
     "slices.relief.surface_metric": "a map is made row by row in host memory, for its size",
 }
