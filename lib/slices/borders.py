@@ -12,6 +12,7 @@ from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
+QUARTERS = 4  # parts per pass where whole images are compared
 ROUGH = 1e-5  # brackets that float32, which resolves some 1e-7, still tells apart
 
 
@@ -141,8 +142,8 @@ def steepest(
 ) -> Crossing:
     """Where the image jumps next to flips of a label: the point at which a height is to be read.
 
-    A judge may flip beside the jump, where the image hardly moves. Each pass looks at eight parts
-    of every segment and keeps the one across which the image changes most.
+    A judge may flip beside the jump, where the image hardly moves. Each pass looks at four parts of
+    every segment and keeps the one across which the image changes most.
 
     Args:
         draw: coordinates (n, 2) -> images (n, ...).
@@ -175,13 +176,19 @@ def steepest(
 
 def _jumps(draw: Evaluate, low: Tensor, high: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Ends of the parts of segments across which images change most, as short as the tolerance."""
-    parts = torch.linspace(0, 1, SECTIONS + 1, dtype=torch.float64)[:, None]
+    parts = torch.linspace(0, 1, QUARTERS + 1, dtype=torch.float64)[:, None]
     rows = torch.arange(len(low))
+
+    def images(t: Tensor) -> Tensor:
+        return torch.as_tensor(draw(t.flatten(0, 1))).unflatten(0, t.shape[:2]).flatten(2)
+
+    first, last = images(torch.stack([low, high], 1)).split(1, 1)
     while (high - low).norm(dim=1).max() > tolerance:
         nodes = torch.lerp(low[:, None], high[:, None], parts)
-        images = torch.as_tensor(draw(nodes.flatten(0, 1))).unflatten(0, nodes.shape[:2])
-        part = images.diff(dim=1).flatten(2).norm(dim=2).argmax(1).cpu()
+        seen = torch.cat([first, images(nodes[:, 1:-1]), last], 1)
+        part = seen.diff(dim=1).norm(dim=2).argmax(1).cpu()
         low, high = nodes[rows, part], nodes[rows, part + 1]
+        first, last = seen[rows, part, None], seen[rows, part + 1, None]
     return low, high
 
 
