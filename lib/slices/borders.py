@@ -12,6 +12,7 @@ from lib.slices.maps import Evaluate
 
 Classify = Callable[[Tensor], Sequence]
 SECTIONS = 8  # parts per pass: a batch of a few images costs little more than one
+QUARTERS = 4  # parts per pass where whole images are compared
 ROUGH = 1e-5  # brackets that float32, which resolves some 1e-7, still tells apart
 
 
@@ -128,6 +129,67 @@ def followed(
     which = None if which is None else np.asarray(which)[kept]
     more = {"which": which, "tolerance": tolerance, "rough": rough}
     return kept, crossings(classify, low, high, **more)
+
+
+def steepest(
+    draw: Evaluate,
+    points: Values,
+    directions: Values,
+    *,
+    width: float = 0.01,
+    tolerance: float = 1e-7,
+    rough: Evaluate | None = None,
+) -> Crossing:
+    """Where the image jumps next to flips of a label: the point at which a height is to be read.
+
+    A judge may flip beside the jump, where the image hardly moves. Each pass looks at four parts of
+    every segment and keeps the one across which the image changes most.
+
+    Args:
+        draw: coordinates (n, 2) -> images (n, ...).
+        points, directions: (b, 2), as in `Crossing`.
+        width: how far a segment reaches to both sides of its point, inside the slice.
+        tolerance: length of the last brackets in t; their middles are returned.
+        rough: a cheaper `draw`, such as one in float32, for brackets down to 1e-5.
+
+    Raises:
+        ValueError: points and directions that are not two (b, 2), or lengths that do not rise from
+            above the resolution of float64 over the tolerance to the width.
+    """
+    middle, directions = (
+        torch.as_tensor(x, dtype=torch.float64).cpu() for x in (points, directions)
+    )
+    fits = middle.shape == directions.shape and middle.ndim == 2
+    if not fits or not SECTIONS * torch.finfo(middle.dtype).eps <= tolerance < width:
+        raise ValueError(
+            f"points {tuple(middle.shape)}, directions {tuple(directions.shape)}, tolerance = "
+            f"{tolerance}, width = {width}; expected two (b, 2) and 2e-15 <= tolerance < width"
+        )
+    sides = torch.stack([-directions, directions])
+    low, high = (middle + width * sides).clamp(0, 1)
+    if rough is not None:
+        near = torch.stack(_jumps(rough, low, high, ROUGH))
+        low, high = (near + ROUGH * sides).clamp(0, 1)
+    low, high = _jumps(draw, low, high, tolerance)
+    return Crossing((low + high) / 2, directions, (high - low).norm(dim=1))
+
+
+def _jumps(draw: Evaluate, low: Tensor, high: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Ends of the parts of segments across which images change most, as short as the tolerance."""
+    parts = torch.linspace(0, 1, QUARTERS + 1, dtype=torch.float64)[:, None]
+    rows = torch.arange(len(low))
+
+    def images(t: Tensor) -> Tensor:
+        return torch.as_tensor(draw(t.flatten(0, 1))).unflatten(0, t.shape[:2]).flatten(2)
+
+    first, last = images(torch.stack([low, high], 1)).split(1, 1)
+    while (high - low).norm(dim=1).max() > tolerance:
+        nodes = torch.lerp(low[:, None], high[:, None], parts)
+        seen = torch.cat([first, images(nodes[:, 1:-1]), last], 1)
+        part = seen.diff(dim=1).norm(dim=2).argmax(1).cpu()
+        low, high = nodes[rows, part], nodes[rows, part + 1]
+        first, last = seen[rows, part, None], seen[rows, part + 1, None]
+    return low, high
 
 
 def combined(labels: Values) -> np.ndarray:

@@ -58,6 +58,9 @@ CASES |= {
     "slices.borders.followed": lambda on: borders.followed(
         by_sum(on)[0], crossed(on), tolerance=1e-3
     ),
+    "slices.borders.steepest": lambda on: borders.steepest(
+        lambda t: (9 * by_sum(on)[1](t)).sigmoid(), on(LOW), on(HIGH - LOW), width=0.5
+    ),
     "slices.borders.combined": lambda on: borders.combined(on(torch.stack([LABELS] * 2, -1))),
     "slices.borders.border_pairs": lambda on: borders.border_pairs(on(LABELS), on(HILLS), most=3),
     "slices.borders.flips_on": lambda on: borders.flips_on(on(HILLS > 3), on(LABELS)),
@@ -132,6 +135,7 @@ COORDINATES = "coordinates of a slice are handed from call to call on the CPU"
 ON_CPU |= {
     "slices.borders.crossings": COORDINATES,
     "slices.borders.followed": COORDINATES,
+    "slices.borders.steepest": COORDINATES,
     "slices.borders.phase_pairs": COORDINATES,
     "slices.crossings.first_flip": "places on paths are handed from call to call on the CPU",
     "slices.crossings.moved_borders": "places on paths are handed from call to call on the CPU",

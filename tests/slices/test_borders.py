@@ -117,6 +117,44 @@ def test_each_segment_follows_its_own_attribute():
     np.testing.assert_allclose(found.points[:, 0], [0.6, 0.3], atol=1e-6)
 
 
+def cliff(t, place=0.503, width=1e-5):
+    """An image that jumps by 15 at `place`, beside the label's flip at 0.5, on a gentle slope."""
+    return torch.stack([15 * ((t[:, 0] - place) / width).sigmoid(), 5 * t[:, 0]], 1)
+
+
+@pytest.mark.parametrize("rough", [None, lambda t: cliff(t, 0.503 + 2e-6)], ids=["plain", "rough"])
+def test_a_height_is_read_where_the_image_jumps_and_not_where_the_label_flips(rough):
+    flips = borders.crossings(lambda t: t[:, 0] > 0.5, [[0.3, 0.4]] * 2, [[0.9, 0.4], [0.6, 0.7]])
+    found = borders.steepest(cliff, *flips[:2], tolerance=1e-9, rough=rough)
+    assert float(found.gap.max()) <= 1e-9
+    np.testing.assert_allclose(found.points[:, 0], 0.503, atol=1e-9)
+    slope = lambda t: torch.autograd.functional.jacobian(cliff, t)[0, 0, 0, 0]  # noqa: E731
+    assert float(slope(flips.points[:1])) < 1e-9
+    assert float(slope(found.points[:1])) == pytest.approx(15 / 4e-5, rel=1e-6)
+
+
+def test_of_two_jumps_the_larger_within_reach_is_kept():
+    steps = lambda t: cliff(t, 0.495) + 2 * cliff(t, 0.507) + 9 * cliff(t, 0.52)  # noqa: E731
+    found = borders.steepest(steps, [[0.5, 0.5]], [[1.0, 0.0]])
+    assert float(found.points[0, 0]) == pytest.approx(0.507, abs=1e-7)
+
+
+def test_the_search_for_a_jump_stays_inside_the_slice():
+    seen = []
+    draw = lambda t: seen.append(t) or cliff(t, 1.001)  # noqa: E731
+    borders.steepest(draw, [[0.995, 0.5]], [[1.0, 0.0]])
+    assert float(torch.cat(seen).max()) == 1.0
+
+
+@pytest.mark.parametrize(
+    "points, options",
+    [([0.5, 0.5], {}), ([[0.5, 0.5]] * 2, {}), ([[0.5, 0.5]], {"tolerance": 0.1})],
+)
+def test_jumps_need_points_with_directions_and_rising_lengths(points, options):
+    with pytest.raises(ValueError, match="tolerance < width"):
+        borders.steepest(cliff, points, [[1.0, 0.0]], **options)
+
+
 def test_combined_labels_tell_combinations_apart_and_nothing_else():
     labels = np.array([[[0, 12], [1, 0]], [[0, 12], [0, 0]]])
     np.testing.assert_array_equal(borders.combined(labels), [[1, 2], [1, 0]])
