@@ -89,12 +89,33 @@ def lead(
     own: (n, 2, strengths), success and cost; rivals: (r, n, 2, strengths). A method that does not
     reach 80 % costs 1, the largest possible.
     """
-    sweeps = [np.moveaxis(part, 0, -1) for part in (own, *rivals)]
-    cost = [intervals.cost_at(strengths, *part)[1] for part in sweeps]
-    if not np.isfinite(cost[0]):
+    own_sweep = np.moveaxis(own, 0, -1)
+    if not np.isfinite(intervals.cost_at(strengths, *own_sweep)[1]):
         return intervals.Interval(1.0, 0.0, 1.0, 1.0), 0
-    best = int(np.nanargmin(cost[1:])) if np.isfinite(cost[1:]).any() else 0
-    return intervals.lead(strengths, sweeps[0], sweeps[1 + best], draws=draws), best
+    best = _cheapest(strengths, rivals)
+    rival_sweep = np.moveaxis(rivals[best], 0, -1)
+    return intervals.lead(strengths, own_sweep, rival_sweep, draws=draws), best
+
+
+def lead_apart(
+    strengths: Sequence[float], own: np.ndarray, rivals: np.ndarray, *, draws: int = 500
+) -> intervals.Interval:
+    """`lead` over the rival that is cheapest on the other half of the faces, for each half.
+
+    A rival chosen on the faces that score it would be the luckiest of several, not the best. Where
+    both halves choose the same one this is `lead` over it.
+    """
+    rival = np.empty_like(own)
+    for side in (0, 1):
+        best = _cheapest(strengths, rivals[:, 1 - side :: 2])
+        rival[side::2] = rivals[best, side::2]
+    return lead(strengths, own, rival[None], draws=draws)[0]
+
+
+def _cheapest(strengths: Sequence[float], rivals: np.ndarray) -> int:
+    """Which of the rivals (r, n, 2, strengths) costs least at 80 %; the first if none succeeds."""
+    cost = [intervals.cost_at(strengths, *np.moveaxis(part, 0, -1))[1] for part in rivals]
+    return int(np.nanargmin(cost)) if np.isfinite(cost).any() else 0
 
 
 def committed(

@@ -178,6 +178,7 @@ EXCEPTIONS |= {
     "svd.comparison.swept": "takes records of numbers",
     "svd.comparison.prices": "takes records of numbers",
     "svd.comparison.lead": "takes arrays of numbers",
+    "svd.comparison.lead_apart": "takes arrays of numbers",
 }
 IMAGES = "images to look at and to score come out on the CPU, as the file says"
 ON_CPU |= {

@@ -50,6 +50,19 @@ def test_a_lead_is_over_the_cheapest_rival_on_the_same_faces():
     assert same.value == 0 and same.error == 0
 
 
+def test_a_rival_chosen_apart_is_not_the_luckiest_on_the_faces_that_score_it():
+    def priced(cost):
+        return stacked(np.stack([0 * ONES, ONES]), np.stack([0 * ONES, np.array(cost)]))
+
+    own = priced([0.2] * 4)
+    lucky = np.stack([priced([0.1, 0.3, 0.1, 0.3]), priced([0.3, 0.1, 0.3, 0.1])])
+    found = comparison.lead_apart((0, 1), own, lucky)
+    assert found.value == pytest.approx(0.8 * (0.2 - 0.3))  # each half meets the other's choice
+    clear = np.stack([priced([0.1] * 4), priced([0.3] * 4)])
+    together, best = comparison.lead((0, 1), own, clear)
+    assert best == 0 and comparison.lead_apart((0, 1), own, clear) == together
+
+
 def test_a_method_that_never_succeeds_costs_the_largest_possible():
     own = stacked(0 * SUCCESS, COST)
     found, _ = comparison.lead((0, 1, 2), own, stacked(SUCCESS, COST)[None])
