@@ -17,7 +17,7 @@ MEMBER = "KIT_CREW"  # tells a process that it may run as long as its standard i
 def room(names: list[str]) -> int:
     """How many of these notebooks fit side by side: one for a single number, and on a GPU."""
     numbers = len(set(map(stamps.lesson_of, names)))
-    if numbers == 1:
+    if numbers < 2:
         return 1
     import torch
 

@@ -44,19 +44,26 @@ def run(names: list[str], profile: str, settings: Iterable, force: bool = False)
     Those of several numbers run side by side, as many as fit.
     """
     chosen, settings = stamps.chosen(names), dict(settings)
-    width = 1 if profile == "paper" else crew.room(chosen)  # a checkpoint may fill the memory
+    checked = {name: _checked_parameters(name, profile, settings) for name in chosen}
+    old = [k for k, own in checked.items() if force or stamps.reason_stale(k, profile, own)]
+    width = 1 if profile == "paper" else crew.room(old)  # a checkpoint may fill the memory
     if width == 1:
         return _each(chosen, lambda name: _run_if_stale(name, profile, settings, force))
     for name in chosen:
-        _checked_parameters(name, profile, settings)
+        if name not in old:
+            print(f"{name} {profile}: up to date", flush=True)
+    return _run_crew(old, profile, settings, force, width)
+
+
+def _run_crew(names: list[str], profile: str, settings: Mapping, force: bool, width: int) -> int:
+    """Run each in a process of its own; the last line printed names the failed notebooks."""
     command = [sys.executable, "-m", "lib.kit.pipeline", "run", "--profile", profile]
     command += ["--force"] * force + [f"--set={key}={value!r}" for key, value in settings.items()]
-    ended = {name: status for name, status in crew.run(chosen, command, width).items() if status}
+    ended = {k: status for k, status in crew.run(names, command, width).items() if status}
+    kept = {k: _kept(k, profile).relative_to(session.root()) for k in ended}
     _tell_failed(
-        str(_kept(name, profile).relative_to(session.root()))
-        if status == 1
-        else f"{name} (exit status {status}, no copy)"
-        for name, status in ended.items()
+        str(kept[k]) if status == 1 else f"{k} (exit status {status}, no copy)"
+        for k, status in ended.items()
     )
     return 2 if 2 in ended.values() else int(bool(ended))
 

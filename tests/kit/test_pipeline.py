@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from small_notebooks import PARAMETERS, write_notebook
 
-from lib.kit import pipeline, results, session, stamps
+from lib.kit import crew, pipeline, results, session, stamps
 
 WRITE = """
 import os
@@ -189,6 +189,7 @@ def test_one_failure_does_not_stop_the_others_but_counts(root, monkeypatch, caps
         raise pipeline.RunFailed(root / "build" / "failed" / name, OSError("x"))
 
     monkeypatch.setattr(pipeline, "_execute", execute)
+    monkeypatch.setattr(crew, "room", lambda names: 1)
     assert pipeline.main(["run"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "03_diffusion_phases quick: done in 0 s" in lines
