@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -264,7 +265,7 @@ def test_who_kills_the_run_ends_its_notebooks(root, at_item_two):
 def test_on_a_terminal_there_are_lines_and_no_bars(root):
     for name in LESSONS[:2]:
         write_notebook(root, "# A title\n\n## 1. Draw", "1", name=name)
-    python = f"{sys.executable} -c \"{CODE}sys.exit(pipeline.main(['run']))\""
+    python = f"{shlex.quote(sys.executable)} -c \"{CODE}sys.exit(pipeline.main(['run']))\""
     environment = {**os.environ, "KIT_ROOT": str(root), "PYTHONPATH": str(session.CHECKOUT)}
     done = subprocess.run(
         ["script", "-qec", python, "/dev/null"], env=environment, capture_output=True, text=True
