@@ -280,7 +280,9 @@ def _frozen_newton(
     state = _frozen_residual(metric, x, smooth)
     for _ in range(max_iterations):
         r, flux = state[:2]
-        step = torch.linalg.solve_ex(_frozen_jacobian(*state[2:], smooth), -r.flatten(1))[0]
+        # One system at a time: torch's batched LU fails on two threads from about 150 unknowns on.
+        systems = zip(_frozen_jacobian(*state[2:], smooth), -r.flatten(1), strict=True)
+        step = torch.stack([torch.linalg.solve_ex(*system)[0] for system in systems])
         size = r.flatten(1).norm(dim=1)
         small = size <= metric.noise**0.5 * flux
         trial = x.clone()

@@ -1,6 +1,9 @@
 """Laws of geodesics, against spaces whose distances are known."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +36,7 @@ from lib.geometry.metric import fisher_metric, in_coordinates
 from lib.geometry.relaxation import solve_tridiagonal
 
 F64 = torch.float64
+ROOT = Path(__file__).parents[2]
 
 
 def tensor(*rows):
@@ -569,6 +573,23 @@ def test_a_frozen_path_is_stationary_for_the_detached_objective():
     objective = torch.einsum("bki,bkij,bkj->", v, g, v) + 0.1 * v.diff(dim=1).square().sum()
     gradient = torch.autograd.grad(objective, x)[0][:, 1:-1]
     assert gradient.abs().max() < 1e-10
+
+
+def test_frozen_paths_of_many_points_are_found_on_two_threads_too():
+    """180 unknowns a path: batched, torch's LU fails there, or never returns."""
+    code = """
+import torch
+from lib.geometry.geodesics import frozen_geodesic
+torch.set_num_threads(2)
+metric = lambda t: torch.diag_embed(1 + t.square())
+ends = torch.tensor([[0.0, 0.0], [0.1, 0.2], [0.3, 0.1]]).double()
+path = frozen_geodesic(metric, ends, ends + 1, points=92)
+print(bool(path.converged.all()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_paths_that_do_not_converge_are_kept_and_flagged():
