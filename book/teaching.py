@@ -119,8 +119,8 @@ def student_copy(name: str, book: NotebookNode) -> NotebookNode:
             continue
         cells.append(_check(cell) if "check" in tags(cell) else _without_results(cell))
         if place in asked:
-            number, kind, worth, _ = asked[place]
-            cells += _answer(f"{name}-{number}", worth, code=kind != "predict")
+            number, _, worth, _ = asked[place]
+            cells += _answer(f"{name}-{number}", worth, code=True)
         elif cell.cell_type == "markdown" and PREDICTION.search(cell.source):
             predictions += 1
             cells += _answer(f"{name}-prediction-{predictions}", 0)
@@ -146,6 +146,7 @@ def _check(cell: NotebookNode) -> NotebookNode:
         + textwrap.indent(cell.source.strip(), "    ")
         + '\nexcept NameError as missing:\n    print(f"not yet: {missing}; run your answer first")'
         + '\nexcept AssertionError as hint:\n    print(f"not yet: {hint}")'
+        + '\nexcept Exception as wrong:\n    print(f"not yet: {type(wrong).__name__}: {wrong}")'
         + '\nelse:\n    print("passed")'
     )
     return _without_outputs(cell)

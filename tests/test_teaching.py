@@ -117,8 +117,8 @@ def test_answer_cells_have_names_and_points(lesson):
         if "points" in c.metadata.kit
     }
     assert kept == {"01_a-prediction-1": 0, "01_a-1": 2, "01_a-2": 5, "01_a-3": 4}
-    assert [c.cell_type for c in answers] == ["markdown"] * 3 + ["code"] + ["markdown", "code"]
-    assert "Answer 01_a-2 (5 points)" in answers[2].source
+    assert [c.cell_type for c in answers] == ["markdown"] + ["markdown", "code"] * 3
+    assert "Answer 01_a-2 (5 points)" in answers[3].source
     assert len({cell.id for cell in book.cells}) == len(book.cells)
     nbformat.validate(book)
 
@@ -174,8 +174,8 @@ def test_exercises_of_one_cell_get_an_answer_each(lesson):
     cell = new_markdown_cell("## 2\n\n**1 (predict).** A?\n\n**2 (change).** B?", metadata=own)
     solved = tagged(new_code_cell, "x = 2  # SECRET\n# check\nassert x > 1, 'more'", "solution")
     copied = teaching.student_copy("01_a", new_notebook(cells=[cell, solved])).cells
-    points = {c.metadata.kit.answer: c.metadata.kit.get("points") for c in copied[1:5:2]}
-    assert points == {"01_a-1": 2, "01_a-2": 7} and copied[2].source == "**2 (change).** B?"
+    points = {c.metadata.kit.answer: c.metadata.kit.get("points") for c in copied[1:5:3]}
+    assert points == {"01_a-1": 2, "01_a-2": 7} and copied[3].source == "**2 (change).** B?"
     assert "assert x > 1" in copied[-1].source and "SECRET" not in str(copied)
 
 

@@ -204,7 +204,8 @@ def fisher_metric(alpha: ArrayLike, beta: ArrayLike) -> Floats:
 
     diag(1 / (alpha (1 - alpha)), 0) at low density, diag(0, 1 / (beta (1 - beta))) at high density
     and 0 at maximal current: away from the ends any few sites are independent with density alpha,
-    1 - beta or 1/2. Rank one at most. On the coexistence line the mean of its two sides.
+    1 - beta or 1/2. Rank one at most. On the coexistence line, where the place of the wall makes
+    the true value per site grow with the size, by convention the mean of the two sides.
     """
     alpha, beta = _rates(alpha, beta)
     metric = np.zeros((*alpha.shape, 2, 2))
