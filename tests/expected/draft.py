@@ -21,7 +21,7 @@ def rule(row: dict) -> dict:
     value = row["measured"]
     if value is None:
         return {"verdict": row["verdict"]}
-    tolerance = {"rtol": SHARE} if abs(value) > ROUNDING else {"atol": ROUNDING if value else SHARE}
+    tolerance = {"rtol": SHARE} if abs(value) > ROUNDING else {"atol": ROUNDING}
     if row["error"]:
         tolerance = {"atol": float(f"{SIGMAS * row['error']:.3g}")}
     return {"value": value, **tolerance, "verdict": row["verdict"]}
