@@ -55,7 +55,9 @@ that could test it before one that could not. The verdict follows from the numbe
 when the number, with two standard errors, is on the right side of the bound and beats the trivial
 predictors; *partly* when one of the two holds, when the bound lies within two errors and the number
 itself beats the trivial predictors, or when a stated condition fails or the controls show more than
-5 % false alarms or less than 90 % power. This page is made by `make refresh`."""
+5 % false alarms or less than 90 % power. T1 to T8 number the claims of *asyrp*; in *svd*, U1 to U6
+are identities that hold exactly, P1 to P3 properties of the latents, A1 to A4 claims about AVI. This
+page is made by `make refresh`."""
 MAP = """## Figure map
 
 All of a notebook's figures come from its one command. Beside each `NAME.png` lie its description

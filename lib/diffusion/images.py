@@ -40,15 +40,22 @@ def save(images: Tensor, path: str | Path, *, columns: int | None = None) -> lis
 
     A path with a suffix (face.png) is one file, of several images a sheet with `columns` to a row
     (default: about square), the places left over white. A path without is a folder that gets
-    000.png, 001.png, ... Overshoots are clamped. Raises ValueError for other shapes and values, and
-    for a suffix that is no format.
+    000.png, 001.png, ... Overshoots are clamped. Raises ValueError for other shapes and values, for
+    a suffix that Pillow does not write, for a folder where the file should be or the other way
+    round, and for columns below 1.
     """
     images, path = _checked(images), Path(path)
+    if columns is not None and not (isinstance(columns, int) and columns > 0):
+        raise ValueError(f"columns is {columns!r}; give a whole number from 1 on")
+    if path.is_dir() if path.suffix else path.is_file():
+        raise ValueError(f"{path} is there as another kind; face.png is a file, faces a folder")
     if not path.suffix:
         names = [path / f"{i:03d}.png" for i in range(len(images))]
         return [_write(image, name) for image, name in zip(images, names, strict=True)]
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{path}: {path.suffix} is no format; use .png, or a folder's name")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"{path}: {path.suffix} is no format that is written; use .png, or a folder's name"
+        )
     return [_write(_sheet(images, columns or math.ceil(len(images) ** 0.5)), path)]
 
 
@@ -90,12 +97,15 @@ def _fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _checked(images: Tensor) -> Tensor:
+    if not isinstance(images, Tensor | np.ndarray):
+        raise ValueError(f"images are a {type(images).__name__}; torch.stack makes one tensor")
     images = torch.as_tensor(images).detach().cpu()
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 1 or 3, h, w)")
-    if not images.is_floating_point() or not float(images.abs().max()) <= OVERSHOOT:
+    reach = float(images.float().abs().max())
+    if not images.is_floating_point() or not reach <= OVERSHOOT:
         raise ValueError(
-            f"images are {images.dtype} and reach {float(images.abs().max()):.3g}; expected finite "
+            f"images are {images.dtype} and reach {reach:.3g}; expected finite "
             "values in [-1, 1]: map 0..255 by x / 127.5 - 1"
         )
     return images.float().clamp(-1, 1)

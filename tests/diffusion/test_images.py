@@ -223,13 +223,30 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         (torch.full((1, 3, 4, 4), 200.0), "a.png", "127.5"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "a.png", "uint8"),
         (torch.full((1, 3, 4, 4), float("nan")), "a.png", "finite"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.bool), "a.png", "bool"),
+        ([torch.zeros(3, 4, 4)], "faces", "stack"),
         (torch.zeros(1, 3, 4, 4), "a.face", "no format"),
+        (torch.zeros(1, 3, 4, 4), "a.psd", "no format"),  # Pillow reads it, and writes none
     ],
 )
 def test_what_cannot_be_saved_is_refused(tmp_path, batch, name, message):
     with pytest.raises(ValueError, match=message):
         images.save(batch, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("columns", [0, -1, 2.5])
+def test_a_sheet_without_columns_is_refused(tmp_path, columns):
+    with pytest.raises(ValueError, match="columns"):
+        images.save(torch.zeros(3, 3, 4, 4), tmp_path / "a.png", columns=columns)
+
+
+def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path):
+    (tmp_path / "faces").write_text("a file")
+    (tmp_path / "faces.png").mkdir()
+    for name in ("faces", "faces.png"):
+        with pytest.raises(ValueError, match="another kind"):
+            images.save(torch.zeros(1, 3, 4, 4), tmp_path / name)
 
 
 def test_own_pictures_go_through_a_model_and_back(tmp_path):
