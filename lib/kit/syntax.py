@@ -5,6 +5,7 @@ other imported names become their full dotted name. See `digests` for the rule t
 """
 
 import ast
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -77,6 +78,21 @@ def _is_text(statement: ast.AST) -> bool:
         and isinstance(value, ast.Constant)
         and isinstance(value.value, str)
     )
+
+
+def _refuses(statement: ast.AST) -> bool:
+    """`if ...: raise ValueError(...)`, or a TypeError, and nothing else."""
+    if not isinstance(statement, ast.If) or statement.orelse or len(statement.body) != 1:
+        return False
+    if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement.test)):
+        return False
+    raised = getattr(getattr(statement.body[0], "exc", None), "func", None)
+    return getattr(raised, "id", "") in ("ValueError", "TypeError")
+
+
+def _after_refusals(body: list) -> Iterator[ast.AST]:
+    """The body of a function from the first statement on that does more than refuse arguments."""
+    return itertools.dropwhile(lambda node: _refuses(node) or _is_text(node), body)
 
 
 def _imported(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, str]:
@@ -176,7 +192,7 @@ class Reader:
         body = node.body if isinstance(node.body, list) else [node.body]
         own = _bindings(body, self.source.package) | dict.fromkeys(sum(names, []), LOCAL)
         head = [type(node).__name__, getattr(node, "name", ""), *map(self.form, outer), names]
-        return [*head, self._within(False, own, body)]
+        return [*head, self._within(False, own, list(_after_refusals(body)))]
 
     def _origin(self, name: str) -> str | None:
         """Dotted name that `name` stands for here, LOCAL when this scope or a cell binds it."""

@@ -70,6 +70,27 @@ CHANGES = {
     "decorator": ("room/shapes", "@cache\n", ""),
     "default": ("room/paths", "step=1", "step=2"),
     "statement that defines nothing": ("room/shapes", "SCALE = 2", "SCALE = 2\nprint('hello')"),
+    "refusal of what was computed": (
+        "room/shapes",
+        "        self.x = x\n",
+        "        self.x = x\n        if x < 0:\n            raise ValueError('x')\n",
+    ),
+    "refusal that does more": (
+        "room/shapes",
+        "        self.x = x\n",
+        "        if x < 0:\n            raise ValueError('x')\n        else:\n            x += 1\n"
+        "        self.x = x\n",
+    ),
+    "refusal that binds a name": (
+        "room/shapes",
+        "        self.x = x\n",
+        "        if (x := -x) < 0:\n            raise ValueError('x')\n        self.x = x\n",
+    ),
+    "other errors": (
+        "room/shapes",
+        "        self.x = x\n",
+        "        if x < 0:\n            raise StopIteration\n        self.x = x\n",
+    ),
     "second assignment": ("room/shapes", "SCALE = 2", "SCALE = 2\nSCALE += 1"),
     "where a name of numpy comes from": ("room/shapes", "functools", "mytools"),
 }
@@ -90,6 +111,11 @@ NO_CHANGES = {
     "annotation of an argument": ("room/shapes", "x: float", "x: int"),
     "way of importing": ("room/paths", "import shapes\n", "import shapes as forms\n"),
     "import that nobody needs": ("room/shapes", "SCALE = 2", "import json\n\nSCALE = 2"),
+    "arguments refused at once": (
+        "room/paths",
+        "'''Walk.'''\n",
+        "'''Walk.'''\n    if x < 0:\n        raise ValueError(f'x is {other(x)}')\n",
+    ),
     "script": ("room/shapes", "SCALE = 2", "if __name__ == '__main__':\n    print(1)\nSCALE = 2"),
 }
 
