@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping
 
 from lib.kit import results, session, stamps
 from lib.kit.claims import CLAIMS, SECOND, Claim
-from lib.kit.scorecard import ELSEWHERE, OLDER, UNCONTROLLED, reported_text, rows
+from lib.kit.scorecard import (
+    ELSEWHERE,
+    OLDER,
+    UNCONTROLLED,
+    asked_text,
+    guesses_text,
+    reported_text,
+    rows,
+)
 
 PAPERS = {
     "hessian": "Hessian Geometry of Latent Space in Generative Models",
@@ -56,8 +64,8 @@ when the number, with two standard errors, is on the right side of the bound and
 predictors; *partly* when one of the two holds, when the bound lies within two errors and the number
 itself beats the trivial predictors, or when a stated condition fails or the controls show more than
 5 % false alarms or less than 90 % power. T1 to T8 number the claims of *asyrp*; in *svd*, U1 to U6
-are identities that hold exactly, P1 to P3 properties of the latents, A1 to A4 claims about AVI. This
-page is made by `make refresh`."""
+are identities that hold exactly, P1 to P3 properties of the latents, A1 to A4 claims about AVI.
+This page is made by `make refresh`."""
 MAP = """## Figure map
 
 All of a notebook's figures come from its one command. Beside each `NAME.png` lie its description
@@ -101,8 +109,8 @@ def line(entry: Claim, row: Mapping | None, second: Mapping | None = None) -> tu
         given.get("setting") or "-",
         given.get("family") or entry.family,
         results.measured_text(given),
-        str(results.bound_of(given) or entry.bound or "-"),
-        results.number_text(given["null"]),
+        asked_text(entry, row),
+        guesses_text(given),
         controls_text(given),
         _verdict(row) + (f": {row['reason']}" if row and row["reason"] else ""),
         f"{second['verdict']} [{second['profile']}]" if second else "-",

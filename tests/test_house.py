@@ -34,6 +34,7 @@ LOADER = {"lib.diffusion.models", "lib.diffusion.folders", "lib.diffusion.prompt
 KEPT = {  # reached by tests alone, and why
     "lib.faces.judge.directional_similarity": "a contract of the faces",
     "lib.faces.judge.features": "a contract of the faces",
+    "lib.geometry.metric.of": "what the README shows for a family of one's own",
     "lib.kit.cache.key": "a contract: what decides whether a kept result is taken",
     "lib.physics.ising_onsager.onsager_free_energy": "a contract, and oracle of the samplers",
 }

@@ -155,6 +155,12 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
 
     Raises ValueError for a name that is neither, a moving revision, a pickle file, no network.
     """
+    if not (revision or _like_something(name)):
+        raise ValueError(
+            f"unknown model {name!r}: no such folder, seen from {Path.cwd()} and from {ROOT}, and "
+            f"no listed id (docs/checkpoints.md). Near: {', '.join(EMBEDDED)}. A hub id that is "
+            "not listed needs revision=, a full commit hash"
+        )
     if name in EMBEDDED:
         if not (MODELS / name).is_dir():
             raise ValueError(f"{name} has no weights in models/{name}: run `make models` first")
@@ -173,6 +179,12 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         f"unknown model {name!r}: no such folder, and not a listed id. Near: {', '.join(near)}. "
         "A hub id that is not listed needs revision=, a full commit hash"
     )
+
+
+def _like_something(name: str) -> bool:
+    """Whether a name is a path that is there, or resembles that of a model."""
+    there = any(path.exists() for path in (Path(name).expanduser(), ROOT / name))
+    return there or bool(difflib.get_close_matches(name, [*EMBEDDED, *HUB], n=1, cutoff=0.5))
 
 
 def refuse_pickle(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,16 @@ def read(paths: str | Path | Sequence[str | Path], generator: Generator) -> Tens
     Raises ValueError for no path, and by its name for a file that is missing, empty or damaged, or
     whose numbers have no white (32 bit).
     """
+    if not hasattr(generator, "image_shape"):
+        raise ValueError(
+            f"generator is a {type(generator).__name__}; give read(paths, generator) with what "
+            "models.load(name) returned"
+        )
+    if _no_path(paths):
+        raise ValueError(
+            f"paths holds a {_no_path(paths)}; give files, read(['face.png'], generator), and save "
+            "a picture that is open already, picture.save('face.png')"
+        )
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     if not paths:
         raise ValueError("paths is empty; give at least one picture")
@@ -33,6 +43,15 @@ def read(paths: str | Path | Sequence[str | Path], generator: Generator) -> Tens
         raise ValueError(f"{generator.source} has {channels} channels; pictures have 1 or 3")
     rows = [_pixels(Path(path), channels, height, width) for path in paths]
     return torch.from_numpy(np.stack(rows)).to(generator.device)
+
+
+def _no_path(paths: object) -> str:
+    """The type of what is no path among some; an iterator is not asked, it can be read once."""
+    if isinstance(paths, str | Path):
+        return ""
+    rows = paths if isinstance(paths, Iterable) else [paths]
+    rows = [] if iter(rows) is rows else rows
+    return next((type(p).__name__ for p in rows if not isinstance(p, str | os.PathLike)), "")
 
 
 def save(images: Tensor, path: str | Path, *, columns: int | None = None) -> list[Path]:

@@ -132,6 +132,11 @@ class Generator:
 
     def noise(self, n: int, seed: int, *, first: int = 0) -> Tensor:
         """n latents of pure noise, (n, *latent_shape); row i depends on (seed, first + i) alone."""
+        if not all(hasattr(k, "__index__") for k in (n, seed, first)):
+            raise ValueError(
+                f"n = {n!r}, seed = {seed!r}, first = {first!r}: give whole numbers, noise(4, "
+                "seed=0)"
+            )
         if n < 1:
             raise ValueError(f"n = {n}: ask for at least one latent")
         rows = [unit_normal(self.latent_shape, seed, first + i) for i in range(n)]

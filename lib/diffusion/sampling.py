@@ -227,6 +227,8 @@ def invert(
     Other options as in `ddim`; the callback's first t is -1, the time of a clean image.
     Raises ValueError for images of the wrong shape or outside [-1, 1].
     """
+    if not isinstance(refine, Integral) or refine < 0:
+        raise ValueError(f"refine = {refine!r}: give a whole number of passes, 0, 1, 2 ...")
     pairs = upward(generator, steps, start=start, stop=stop)
     text = {"guidance": guidance, "negative": negative}
     from_images = start is None and encode

@@ -17,6 +17,11 @@ Natural = Callable[[Tensor], Tensor]  # t (n, d) -> θ (n, d), row by row
 
 def as_tensor(values: Values, name: str) -> Tensor:
     """Real numbers as a tensor, on the device of the input; floats of a list are float64."""
+    if _not_numbers(values):
+        raise ValueError(
+            f"{name} holds {_not_numbers(values)}, not real numbers; give numbers (n, ...), as "
+            "many in every row; an array of objects that are numbers takes .astype(float)"
+        )
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
@@ -27,6 +32,17 @@ def as_tensor(values: Values, name: str) -> Tensor:
     return values
 
 
+def _not_numbers(values: Values) -> str:
+    """What an array or lists hold that are no real numbers; nothing where they are."""
+    if isinstance(values, Tensor):
+        return ""
+    try:
+        held = np.asarray(values).dtype
+    except ValueError:
+        return "rows of unequal length"
+    return "" if held.kind in "biuf" else str(held)
+
+
 def float64(values: Values, name: str = "values") -> Tensor:
     """Real numbers in double precision, on the device of the input."""
     return as_tensor(values, name).double()
@@ -34,6 +50,11 @@ def float64(values: Values, name: str = "values") -> Tensor:
 
 def as_points(t: Values, name: str = "t") -> Tensor:
     """Finite floating-point (n, d) tensor; arrays keep their precision, integers become float64."""
+    if as_tensor(t, name).ndim < 2:
+        raise ValueError(
+            f"{name} has shape {tuple(as_tensor(t, name).shape)}; expected (n, d) with d >= 1: an "
+            f"array {name}[:, None] for one parameter, {name}[None] for one point"
+        )
     t = as_tensor(t, name)
     t = t if t.is_floating_point() else t.double()
     if t.ndim != 2 or t.shape[1] == 0:
@@ -60,6 +81,11 @@ def require_whole(least: int, **values: int) -> None:
 
 def mapped(natural: Natural, t: Tensor) -> Tensor:
     """natural(t), (n, d), or a ValueError that says what it returned instead."""
+    if isinstance(natural, np.ufunc) or not callable(natural):
+        raise ValueError(
+            f"natural = {natural!r}; give a function of torch operations, (n, d) -> (n, d), row by "
+            "row, such as torch.log: it is differentiated"
+        )
     theta = natural(t)
     if not isinstance(theta, Tensor) or theta.shape != t.shape:
         found = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__

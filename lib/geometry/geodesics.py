@@ -6,6 +6,7 @@ Every length is that of the continuous polyline (`lengths`): none is shorter tha
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -161,6 +162,8 @@ def frozen_geodesic(
 
 
 def _ends(start: Values, end: Values, points: int) -> tuple[Tensor, Tensor]:
+    if not isinstance(points, Integral):
+        raise ValueError(f"points = {points!r}; give a whole number from 3 on")
     start, end = as_ends(start, end)
     if points < 3:
         raise ValueError(f"points = {points}; expected at least 3: two ends and one between")

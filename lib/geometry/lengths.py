@@ -148,8 +148,13 @@ def in_double(metric: Metric, t: Tensor, floor: float = 0.0) -> Metric:
     """The metric g + floor · I on float64 points; one that knows only float32 is asked in float32.
 
     Keeps the derivatives of a metric that brings them (`jet`). t (n, d) is where it is tried.
-    Raises ValueError unless it returns (n, d, d).
+    Raises ValueError unless it returns a tensor (n, d, d).
     """
+    if isinstance(in_own_precision(metric, t)[1], np.ndarray):
+        raise ValueError(
+            "metric returned a NumPy array; expected a torch tensor (n, d, d): torch.as_tensor of "
+            "it serves for lengths, a geodesic wants torch operations, or from_grid"
+        )
     asked, g = in_own_precision(metric, t)
     expected = (len(t), t.shape[1], t.shape[1])
     if not isinstance(g, Tensor) or g.shape != expected:
@@ -174,6 +179,12 @@ def in_own_precision(
     function: Callable[[Tensor], Tensor], t: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The function on float64 points, called in float32 where it refuses others; its value at t."""
+    if not callable(function):
+        raise ValueError(
+            f"a {type(function).__name__} is no function of points (n, d); give a callable, such "
+            "as metric.of(fit, t) for a fit, from_grid(axes, values) for a table, fit.potential "
+            "for log Z"
+        )
     given = torch.float64
     try:
         value = function(t)

@@ -6,13 +6,17 @@ forward is silently wrong already at second order, reverse mode from the third o
 SiLU has no second forward derivative.
 """
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lib.geometry.checks import Metric, Natural, Potential, Values, as_points
 from lib.geometry.grids import from_grid as from_grid
+from lib.geometry.potential import Fit
+from lib.geometry.reweighting import Reweighted
 
 # Rows at once on a CPU: the activations of a 512-wide network then stay in its cache.
 CPU_ROWS = 256
@@ -81,6 +85,62 @@ def in_coordinates(metric: Metric, map: Natural) -> Metric:
         return jacobian.mT @ metric(map(t)) @ jacobian
 
     return pulled
+
+
+def of(fit: Fit, t: Values) -> Metric:
+    """The Fisher metric of a fitted family in the coordinates of its labels, (n, d) -> (n, d, d).
+
+    g(t) = J(t)ᵀ ∇² log Z(θ(t)) J(t), float64, θ = `fit.natural`, J = ∂θ/∂t.
+
+    fit: of `swaps.fit_swaps` or `potential.fit_direct`. t: (n, d), the labels that it saw. Their
+    range is the `box` of the metric, which `geodesic` keeps to. Beyond it log Z is extrapolated,
+    and the metric of a fit by swaps falls to zero: the first call there warns.
+    Raises ValueError for anything but a fit, for labels of another number of columns, and, when
+    called, for points that are not finite (n, d) and a `natural` that cannot be differentiated.
+    """
+    if not isinstance(fit, Fit):
+        raise ValueError(
+            f"fit is of type {type(fit).__name__}; give what swaps.fit_swaps or "
+            "potential.fit_direct returned, and the labels: metric.of(fit, t)"
+        )
+    labels, warned = as_points(t).double(), False
+    if not len(labels):
+        raise ValueError("t is empty; give the labels of the fit, (n, d)")
+    low, high = box = torch.stack([labels.amin(0), labels.amax(0)])
+    slack = 1e-3 * (high - low)  # for differences at the border
+    exact = isinstance(fit.potential, Reweighted)
+    hessian = partial(_covariance if exact else fisher_metric, fit.potential)
+    pulled = in_coordinates(hessian, fit.natural)
+
+    def fisher(t: Values) -> Tensor:
+        nonlocal warned
+        t = as_points(t).double()
+        if t.shape[1] != len(low):
+            raise ValueError(f"t has shape {tuple(t.shape)}; this metric takes (n, {len(low)})")
+        outside = ((t < low - slack) | (t > high + slack)).any(1)
+        if outside.any() and not warned:
+            warned = True
+            warnings.warn(
+                f"t = {t[outside][0].tolist()} lies outside the labels of the fit, {box.tolist()}: "
+                "the metric there is a guess; keep inside, or fit samples from there too (said "
+                "once)",
+                stacklevel=2,
+            )
+        return pulled(t)
+
+    try:
+        fisher(labels[:1])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"this fit has no metric at t of shape {tuple(labels.shape)}: {error}; give the labels "
+            "that it saw, and to the fit a natural of torch operations"
+        ) from error
+    fisher.box = box
+    return fisher
+
+
+def _covariance(potential: Reweighted, theta: Tensor) -> Tensor:
+    return potential.moments(theta)[2]
 
 
 def pullback_metric(

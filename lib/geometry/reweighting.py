@@ -48,6 +48,8 @@ class Reweighted(nn.Module):
 
     def forward(self, theta: Values) -> Tensor:
         """φ at θ (n, d), shape (n,), float64."""
+        if as_points(theta, "theta").shape[1] != self.statistics.shape[1]:
+            raise ValueError(_other_columns(theta, self.statistics))
         blocks = float64(theta, "theta").split(ROWS)
         return torch.cat([torch.logsumexp(self._logs(block), 1) for block in blocks])
 
@@ -57,6 +59,8 @@ class Reweighted(nn.Module):
 
     def moments(self, theta: Values) -> tuple[Tensor, Tensor, Tensor]:
         """φ (n,), its gradient, the mean of f (n, d), and Hessian, the covariance (n, d, d)."""
+        if as_points(theta, "theta").shape[1] != self.statistics.shape[1]:
+            raise ValueError(_other_columns(theta, self.statistics))
         theta, f = float64(theta, "theta"), self.statistics
         parts = []
         for block in theta.split(ROWS):
@@ -66,6 +70,13 @@ class Reweighted(nn.Module):
             square = (p @ (f[:, :, None] * f[:, None]).flatten(1)).unflatten(1, (f.shape[1],) * 2)
             parts.append((log.logsumexp(1), mean, square - mean[:, :, None] * mean[:, None]))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _other_columns(theta: Values, statistics: Tensor) -> str:
+    return (
+        f"theta has shape {tuple(as_points(theta).shape)}; this log Z takes (n, "
+        f"{statistics.shape[1]}), natural coordinates, as many as the fit had"
+    )
 
 
 def reweight(

@@ -8,6 +8,7 @@ shape, or of one sample's. It may carry `owners`, the hashes of the models that 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -87,9 +88,20 @@ def combine(strengths: Mapping[Delta, float]) -> Sum:
     """
     if not strengths:
         raise ValueError("strengths is empty; give at least one {delta: strength}")
+    if not all(map(callable, strengths)):
+        raise ValueError(no_change(next(d for d in strengths if not callable(d))))
     root = math.sqrt(len(strengths))
     weights = tuple(finite_number(c, "strength") / root for c in strengths.values())
     return Sum(tuple(strengths), weights)
+
+
+def no_change(delta: object) -> str:
+    """Why what cannot be called is no Δh, and what would be one."""
+    given = repr(str(delta)) if isinstance(delta, str | Path) else f"a {type(delta).__name__}"
+    return (
+        f"delta is {given}; give a Δh: trained.load(generator, file) with a file of models/hspace, "
+        "hspace.constant(tensor) or hspace.per_step({time: tensor})"
+    )
 
 
 def for_steps(delta: Delta, steps: int) -> Delta:
@@ -104,7 +116,9 @@ def for_steps(delta: Delta, steps: int) -> Delta:
 
 
 def finite_number(value: float, name: str) -> float:
-    """The value as a float; raises ValueError where it is not finite."""
+    """The value as a float; raises ValueError where it is not one finite number."""
+    if not hasattr(value, "__float__") or math.prod(getattr(value, "shape", ())) != 1:
+        raise ValueError(f"{name} = {value!r}: give one finite number, such as 1.0")
     if not math.isfinite(value):
         raise ValueError(f"{name} = {value}: give a finite number")
     return float(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.diffusion.models import Generator
 from lib.diffusion.sampling import Predict, ddim, rows_per_call, time_grid
-from lib.hspace.deltas import Delta, Sum, finite_number, for_steps
+from lib.hspace.deltas import Delta, Sum, finite_number, for_steps, no_change
 from lib.hspace.taps import MIDDLE, inject, shared_encoder
 
 SHIFT = ("t_edit", "strength", "trained_steps", "symmetric", "layer")  # what a plain run ignores
@@ -117,6 +117,8 @@ def edit(
     Raises ValueError for times or numbers out of range and what `inject` refuses; warns where the
     edit and the boost overlap.
     """
+    if not callable(delta):
+        raise ValueError(no_change(delta))
     time_grid(steps, len(generator.alphas))  # refuses a number of steps before it divides
     window = _window(delta, t_edit)
     _check_phases(window, t_boost, len(generator.alphas))
@@ -140,6 +142,8 @@ def edit_each(
     batch: rows at a time. Other options as in `edit`, without strength and boost, whose noise is
     keyed by the row.
     """
+    if not callable(delta):
+        raise ValueError(no_change(delta))
     parts = zip(latents.split(batch), strengths.split(batch), strict=True)
     own = [(x, Sum((delta,), (c.to(x).view(-1, 1, 1, 1),))) for x, c in parts]
     run = {"batch": 2 * batch, **options}
@@ -161,10 +165,28 @@ def sufficient(
     A face that is accepted as it is stays plain, one that no level brings there has the last.
     Responses to a shift are steps at a place of their own for each face, so that one strength for
     all pushes most of them too far. options as in `edit`, one for all rows, without strength and
-    boost, whose noise is keyed by the row. Raises ValueError for levels that do not rise from 0.
+    boost, whose noise is keyed by the row. Raises ValueError for levels that do not rise from 0,
+    and for an `enough` that does not say so with a tensor of booleans, of a blank image.
     """
+    if not callable(delta):
+        raise ValueError(no_change(delta))
+    if "strength" in options:
+        raise ValueError(
+            f"strength = {options['strength']!r}: the strength is what is looked for; give levels "
+            "to try, levels=(0.3, 0.6), or edit(..., strength=) for one that is known"
+        )
+    if not callable(enough):
+        raise ValueError(
+            f"enough is {enough!r}; give a function of images (n, c, h, w) that returns (n,) "
+            "booleans, such as fits.Enough('glasses')"
+        )
     if not levels or any(b <= a for a, b in pairwise([0, *levels])):
         raise ValueError(f"levels = {tuple(levels)}: give rising strengths above 0")
+    if not _says_whether(enough(_blank(generator))):
+        raise ValueError(
+            f"enough returned {enough(_blank(generator))!r} for one image; give a tensor of one "
+            "boolean for each, such as images.mean((1, 2, 3)) > 0"
+        )
     plain = {name: value for name, value in options.items() if name not in SHIFT}
     images = reconstruct(generator, latents, steps=steps, **plain)
     strengths, reached = torch.zeros(len(images)), enough(images).cpu()
@@ -175,6 +197,15 @@ def sufficient(
         found = edit(generator, latents[rows], delta, steps=steps, strength=c, **options)
         images[rows], strengths[rows], reached[rows] = found, c, enough(found).cpu()
     return Sufficient(images, strengths, reached)
+
+
+def _blank(generator: Generator) -> Tensor:
+    """One grey image (1, c, h, w)."""
+    return torch.zeros(1, *generator.image_shape, device=generator.device, dtype=generator.dtype)
+
+
+def _says_whether(found: object) -> bool:
+    return isinstance(found, Tensor) and found.shape == (1,) and found.dtype == torch.bool
 
 
 def scaled(delta: Delta, strength: float, *, steps: int, trained_steps: int | None = None) -> Sum:

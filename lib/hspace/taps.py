@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.diffusion.models import Generator
-from lib.hspace.deltas import Delta
+from lib.hspace.deltas import Delta, no_change
 
 MIDDLE = "mid_block"
 _shifted: WeakSet[nn.Module] = WeakSet()
@@ -49,6 +49,8 @@ def inject(
     Raises ValueError for a second injection on the same U-Net, a model without the block, and a Δh
     of another shape or trained on another model.
     """
+    if not callable(delta):
+        raise ValueError(no_change(delta))
     _check_owner(generator, delta)
 
     def shift(h: Tensor, t: int) -> Tensor:

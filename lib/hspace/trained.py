@@ -200,8 +200,11 @@ def save(delta: nn.Module, path: str | Path, **notes: object) -> Path:
 def load(generator: Generator, path: str | Path) -> DeltaBlock:
     """The f_t written by `save`, or left by `train`, with the window and the steps of its training.
 
-    Raises ValueError for a damaged file and for an f_t of another model.
+    Raises ValueError for a file that is missing, damaged or another one, and for an f_t of another
+    model.
     """
+    if _no_file(path):
+        raise ValueError(_no_file(path))
     state, notes = folders.read_tensors(Path(path))
     if json.loads(notes["owners"]) != [generator.weight_hash]:
         raise ValueError(
@@ -214,6 +217,22 @@ def load(generator: Generator, path: str | Path) -> DeltaBlock:
         json.loads(notes.get(name, "null")) for name in ("t_edit", "steps")
     )
     return delta.eval().requires_grad_(False)
+
+
+def _no_file(path: object) -> str:
+    """Why there is no f_t at a path, and what there is; nothing where there is one."""
+    if not isinstance(path, str | Path):
+        return f"path is a {type(path).__name__}; give load(generator, path), path a file"
+    folder = folders.MODELS / "hspace"
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
+    there = f"; {folder} holds {known or 'none'}: give load(generator, '{folder}/NAME.safetensors')"
+    if not Path(path).is_file():
+        return f"no file {str(path)!r}, seen from {Path.cwd()}{there}"
+    try:
+        _, notes = folders.read_tensors(Path(path))
+    except ValueError:
+        return f"{path} is damaged or no safetensors file: train it again, or give another{there}"
+    return "" if "owners" in notes else f"{path} holds other tensors than those of an f_t{there}"
 
 
 def _resume(delta: nn.Module, checkpoint: str | Path | None, key: str) -> list[dict[str, float]]:

@@ -49,11 +49,21 @@ def reported_text(entry: Claim, row: Mapping | None) -> str:
     return " ".join(filter(None, parts))
 
 
+def asked_text(entry: Claim, row: Mapping | None) -> str:
+    """Return the bound of a row, and the number that it judges where that is another one."""
+    bound = results.bound_of(row or {})
+    if bound is None or not bound.of or bound.of[0] == row["measured"]:
+        return str(bound or entry.bound or "-")
+    value, error = bound.of
+    return f"{bound}, judged on {value:.2g} ± {error:.1g}"
+
+
 def claims_table(lesson: str):
     """Return what the paper claims and what was found, with links into the evidence, for display.
 
-    From the committed rows: the verdicts stand before any evidence has run on this machine. A link
-    leads to the section of the evidence whose text names the claim.
+    From the committed rows: the verdicts stand before any evidence has run on this machine. Asked
+    is the bound that was set beforehand, beside what the best guess without the method scores. A
+    link leads to the section of the evidence whose text names the claim.
     """
     from IPython.display import Markdown
 
@@ -64,9 +74,26 @@ def claims_table(lesson: str):
         verdict = f"**{row['verdict']}** [{row['profile']}]" if "verdict" in row else "open"
         link = f"[{heading or recorder}]({recorder}.ipynb#{heading.replace(' ', '-')})"
         numbers = reported_text(claim, row), results.measured_text(row)
-        lines.append((claim.statement, *numbers, verdict, link))
-    head = ("the paper's claim", "paper", "measured ± error (n)", "verdict", "evidence")
+        asked = asked_text(claim, row)
+        lines.append((claim.statement, *numbers, asked, guesses_text(row, most=1), verdict, link))
+    head = ("claim", "reported", "measured ± error (n)", "asked", "a guess", "verdict", "evidence")
     return Markdown(results.markdown(head, lines))
+
+
+def guesses_text(row: Mapping, most: int | None = None) -> str:
+    """Return what guesses score, the hardest to beat first where only `most` of them are shown.
+
+    A guess that the row did not beat pair by pair stands in it with the row's own number.
+    """
+    bound, null = results.bound_of(row), row.get("null")
+    if not isinstance(null, Mapping):
+        return results.number_text(null)
+    names = list(null)
+    if most and bound and bound.side != "within":
+        names = [name for name in null if bound.rivals is None or null[name] in bound.rivals]
+        names = sorted(names, key=null.get, reverse=bound.side == "above")[:most]
+    own = {name: "not beaten" if null[name] == row["measured"] else null[name] for name in names}
+    return results.number_text(own) or "-"
 
 
 def _headings(name: str) -> dict[str, str]:

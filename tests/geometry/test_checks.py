@@ -57,8 +57,10 @@ def test_tensors_and_arrays_keep_their_precision_and_integers_become_doubles():
         (np.ones((1, 2), complex), "complex128, not real"),
         (torch.ones(1, 2, dtype=torch.complex64), "t is complex"),
         ([["a", "b"]], "not real numbers"),
-        (Table([[None, 1.0]]), "object, not real"),
-        ([0.0, 1.0], r"shape \(2,\)"),
+        (Table([[None, 1.0]]), r"object, not real numbers.*\.astype\(float\)"),
+        ([[1.0, 2.0], [3.0]], "rows of unequal length"),
+        ([0.0, 1.0], r"shape \(2,\).*t\[:, None\] for one parameter"),
+        (1.0, r"shape \(\)"),
         ([[0.0, np.inf]], r"t\[0\] = \[0.0, inf\] is not finite"),
     ],
 )
@@ -106,8 +108,10 @@ def test_any_other_coding_is_refused(sites, states):
         (lambda t: t[:, :1], r"returned \(4, 1\) for t of shape \(4, 2\)"),
         (lambda t: t.sum(1), r"returned \(4,\)"),
         (lambda t: t / 0, "not finite"),
+        (np.log, "torch.log"),
+        ("log", "natural = 'log'"),
     ],
-    ids=["array", "one column", "one number", "infinite"],
+    ids=["array", "one column", "one number", "infinite", "ufunc", "text"],
 )
 def test_natural_coordinates_are_as_many_as_the_parameters(natural, message):
     with pytest.raises(ValueError, match=message):

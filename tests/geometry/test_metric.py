@@ -1,6 +1,7 @@
 """Laws of Riemannian metrics, against exact families and second routes."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from torch import nn
 
 from benchmarks.geometry import PlainNorm as BenchmarkNorm
 from benchmarks.geometry import Potential, nested_autograd_metric
+from lib.geometry import metric as metrics
+from lib.geometry import swaps
+from lib.geometry.geodesics import geodesic
 from lib.geometry.grids import from_grid, tabulate
 from lib.geometry.metric import (
     fisher_metric,
@@ -20,6 +24,7 @@ from lib.geometry.metric import (
     volume_element,
 )
 from lib.geometry.networks import ConvexPotential, FreePotential
+from lib.geometry.potential import Fit
 
 F64 = torch.float64
 
@@ -399,3 +404,87 @@ def test_derivatives_of_a_frozen_or_wrongly_differentiated_metric_are_refused():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- of a fit, in the coordinates of its labels
+
+
+@cache
+def gaussian_fit():
+    rng = np.random.default_rng(0)
+    t = rng.uniform(-3, 3, size=(8000, 2))
+    return swaps.fit_swaps(t + rng.normal(size=t.shape), t), t
+
+
+@cache
+def poisson_fit():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(1, 5, size=(20_000, 2))
+    return swaps.fit_swaps(rng.poisson(rates), rates, natural=torch.log), rates
+
+
+def test_the_metric_of_a_fit_is_that_of_gaussian_means(recwarn):
+    fit, t = gaussian_fit()
+    fisher = metrics.of(fit, t)
+    points = draw(20)
+    found = fisher(points)
+    assert found.dtype == F64 and (found - torch.eye(2)).abs().max() < 0.1
+    assert torch.equal(found, fit.potential.moments(points)[2])  # natural already
+    assert torch.equal(fisher(points.numpy()), found) and not recwarn
+
+
+def test_the_metric_of_poisson_rates_is_one_over_the_rate():
+    fit, rates = poisson_fit()
+    fisher = metrics.of(fit, rates)
+    points = draw(30, 1.5, 4.5)
+    exact = torch.diag_embed(1 / points)
+    gap = (fisher(points) - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert gap.max() < 0.08 and gap.mean() < 0.04
+    ends = torch.tensor([[1.5, 1.5], [4.0, 3.0]], dtype=F64)
+    path = geodesic(fisher, ends[:1], ends[1:])
+    straight = 2 * ends.sqrt().diff(dim=0).norm()  # flat in the roots of the rates
+    assert path.converged.all() and path.length.item() == pytest.approx(straight.item(), rel=0.02)
+
+
+def test_the_metric_of_a_learned_network_is_the_hessian_of_its_potential():
+    t = draw(20)
+    learned = ConvexPotential([-4.0, -4.0], [4.0, 4.0], 4, 8).double()
+    fit = Fit(learned, nn.Identity(), torch.sinh, {})
+    expected = in_coordinates(lambda s: fisher_metric(learned, s), torch.sinh)(t)
+    torch.testing.assert_close(metrics.of(fit, t)(t), expected)
+
+
+def test_beyond_the_labels_the_metric_warns_once_and_geodesics_stay_inside(recwarn):
+    fit, t = gaussian_fit()
+    fisher = metrics.of(fit, t)
+    low, high = torch.as_tensor(t.min(0)), torch.as_tensor(t.max(0))
+    assert torch.equal(fisher.box, torch.stack([low, high]))
+    inside = geodesic(fisher, low[None], torch.stack([high[0], low[1]])[None]).points
+    assert (inside >= low).all() and (inside <= high).all() and not recwarn
+    with pytest.warns(UserWarning, match=r"t = \[4.0, 4.0\] lies outside the labels"):
+        fisher([[0.0, 0.0], [4.0, 4.0]])
+    recwarn.clear()
+    fisher([[10.0, 10.0]])
+    assert not recwarn
+    with pytest.raises(ValueError, match="outside the box"):
+        geodesic(fisher, [[0.0, 0.0]], [[4.0, 4.0]])
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda fit, t: metrics.of(t, t), "fit is of type ndarray"),
+    (lambda fit, t: metrics.of(fit, t[:0]), "t is empty"),
+    (lambda fit, t: metrics.of(fit, t[:, 0]), r"t\[:, None\] for one parameter"),
+    (lambda fit, t: metrics.of(fit, t[:, :1]), r"no metric at t of shape \(8000, 1\).*\(n, 2"),
+    (lambda fit, t: metrics.of(fit, t)([0.0, 0.0]), r"shape \(2,\).*t\[None\] for one point"),
+    (lambda fit, t: metrics.of(fit, t)([[0.0, 0.0, 0.0]]), r"this metric takes \(n, 2\)"),
+    (lambda fit, t: metrics.of(fit, t)([[0.0, math.nan]]), r"t\[0\] = .* not finite"),
+    (lambda fit, t: metrics.of(Fit(fit.potential, fit.network, by_numpy, {}), t),
+     "natural of torch operations"),
+])  # fmt: skip
+def test_what_has_no_metric_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*gaussian_fit())
+
+
+def by_numpy(t):
+    return torch.from_numpy(np.exp(t.numpy()))

@@ -142,3 +142,18 @@ def call(**change):
 def test_reweighting_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         call(**change)
+
+
+@pytest.mark.parametrize(
+    ("theta", "message"),
+    [
+        ([0.0, 0.0], r"shape \(2,\).*theta\[None\] for one point"),
+        (torch.zeros(2, 3), r"shape \(2, 3\); this log Z takes \(n, 2\)"),
+        ([[0.0, float("nan")]], r"theta\[0\] = .* not finite"),
+    ],
+)
+def test_log_z_and_its_moments_refuse_what_are_no_points_of_the_fit(theta, message):
+    log_z = reweighting.Reweighted(torch.eye(2).double(), torch.zeros(2).double())
+    for call in (log_z, log_z.moments):
+        with pytest.raises(ValueError, match=message):
+            call(theta)

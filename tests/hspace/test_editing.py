@@ -3,9 +3,11 @@
 import copy
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lib import hspace
 from lib.diffusion import models
@@ -646,6 +648,54 @@ def test_numbers_that_are_not_finite_are_refused(pixel, value):
         hspace.per_step({3: value * torch.ones(16, 8, 8)})
 
 
+@pytest.mark.parametrize("value", ["big", [0.3], torch.tensor([0.3, 0.6]), None])
+def test_a_strength_is_one_number(pixel, value):
+    delta = hspace.constant(change_for(pixel))
+    with pytest.raises(ValueError, match="strength = .*give one finite number"):
+        hspace.edit(pixel, pixel.noise(1, 0), delta, steps=2, t_edit=500, strength=value)
+
+
+@pytest.mark.parametrize(
+    ("delta", "given"),
+    [("glasses", "'glasses'"), (Path("glasses"), "'glasses'"), (torch.ones(16, 8, 8), "a Tensor")],
+    ids=["text", "path", "tensor"],
+)
+def test_what_is_no_change_is_refused_with_the_ways_to_one(pixel, delta, given):
+    x, run = pixel.noise(1, 0), {"steps": 2, "t_edit": 500}
+    calls = [
+        lambda: hspace.edit(pixel, x, delta, **run),
+        lambda: hspace.asyrp(pixel, x, delta, **run),
+        lambda: hspace.sufficient(pixel, x, delta, unchanged, **run),
+        lambda: editing.edit_each(pixel, x, delta, torch.ones(1), **run),
+        lambda: hspace.combine({delta: 1.0}),
+        lambda: hspace.inject(pixel, delta).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"delta is {given}; .*trained.load.*hspace.constant"):
+            call()
+
+
+def unchanged(images):
+    return torch.zeros(len(images), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"enough": "glasses"}, r"enough is 'glasses'; .*fits.Enough"),
+        ({"enough": lambda images: True}, "enough returned True for one image"),
+        ({"enough": lambda images: images.mean()}, "enough returned tensor.* one boolean for each"),
+        ({"strength": 0.3}, r"strength = 0.3: .*levels"),
+    ],
+    ids=["text", "one bool", "a number", "strength"],
+)
+def test_a_search_for_the_strength_needs_a_question_and_no_strength(pixel, wrong, message):
+    delta = hspace.constant(change_for(pixel))
+    run = {"enough": unchanged, "steps": 2, "t_edit": 500} | wrong
+    with pytest.raises(ValueError, match=message):
+        hspace.sufficient(pixel, pixel.noise(1, 0), delta, run.pop("enough"), **run)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -874,10 +924,19 @@ def test_saved_block_is_refused_by_other_models_and_when_damaged(pixel, text, tm
     with pytest.raises(ValueError, match=text.weight_hash):
         trained.load(text, file)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="missing or damaged"):
+    with pytest.raises(ValueError, match=r"f.safetensors is damaged .*hspace holds .*glasses"):
         trained.load(pixel, file)
-    with pytest.raises(ValueError, match="missing or damaged"):
-        trained.load(pixel, tmp_path / "none.safetensors")
+    file.write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    with pytest.raises(ValueError, match="damaged or no safetensors file"):
+        trained.load(pixel, file)
+    save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds other tensors than those of an f_t"):
+        trained.load(pixel, tmp_path / "other.safetensors")
+    for name in ("glasses", tmp_path / "none.safetensors"):
+        with pytest.raises(ValueError, match=rf"no file '{name}'.*hspace holds .*glasses"):
+            trained.load(pixel, name)
+    with pytest.raises(ValueError, match=r"path is a Generator; give load\(generator, path\)"):
+        trained.load("models/hspace/glasses.safetensors", pixel)
 
 
 def test_training_refuses_what_cannot_be_trained(pixel):

@@ -33,6 +33,10 @@ CALLS = {
     "points = 2.5": lambda: slices.grid(2.5),
     "two corners": lambda: slices.grid(3, low=(0.0,)),
     "plane is Tensor": lambda: slices.render(MIXTURE, PLANE.anchors, T, steps=2),
+    "plane is str": lambda: slices.jacobian(MIXTURE, "plane", T, steps=2),
+    r"plane has latents of shape \(1, 2, 5\), and this model \(1, 3, 3\)": lambda: slices.jacobian(
+        MIXTURE, slices.Slice(torch.randn(3, 1, 2, 5)), T, steps=2
+    ),
     r"\[0\] rows for 9 images": lambda: render(features=torch.mean),
     r"\[4\] rows for 9 images": lambda: render(features=lambda x: x[:4]),
     "tolerance = -1": lambda: refine.refine(lambda t: t, 4, tolerance=-1.0),
