@@ -279,6 +279,9 @@ CASES |= {
     "geometry.lengths.as_curves": lambda on: lengths.as_curves(on(CURVE)),
     "geometry.metric.fisher_metric": lambda on: metric.fisher_metric(learned(on), on(T)),
     "geometry.metric.in_coordinates": lambda on: metric.in_coordinates(g, torch.exp)(on(FEW)),
+    "geometry.metric.of": lambda on: metric.of(
+        swaps.fit_swaps(on(torch.cat([F, T], 1)), on(T), partners=4, cells=8), on(T)
+    )(on(FEW)),
     "geometry.metric.pullback_metric": lambda on: metric.pullback_metric(
         on(networks.perceptron(2, 4, 3).double()), on(FEW)
     ),

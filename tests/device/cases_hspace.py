@@ -339,6 +339,7 @@ NUMBERS = "takes and returns numbers or texts alone"
 EXCEPTIONS |= {
     "hspace.contest.strengths_at": "takes and returns numbers alone",
     "hspace.deltas.finite_number": NUMBERS,
+    "hspace.deltas.no_change": NUMBERS,
     "hspace.fits.templates": NUMBERS,
     "hspace.fits.main": "a command",
     "hspace.fits.probes": "from drawn faces to a file, on the CPU",
