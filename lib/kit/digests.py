@@ -6,7 +6,9 @@ digest of a definition is that of its syntax tree, in which
 
 - comments, formatting, docstrings, import statements and annotations of arguments do not count;
 - nor do the arguments that a function refuses before it does anything else (`if ...: raise
-  ValueError`, or TypeError): a run that was made has passed them;
+  ValueError`, or TypeError): a run that was made has passed them. So a condition must change
+  nothing, and an answer that a notebook draws from a refusal (`except ValueError`) must come from
+  one further down, which counts;
 - a reference to a definition of `lib` is its bare final name: `phases.crossings`, `crossings` after
   `from lib.slices.phases import crossings`, and the same handed on by a room's face read alike.
 

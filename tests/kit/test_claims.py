@@ -238,6 +238,31 @@ def test_a_lesson_shows_the_committed_verdicts_and_where_each_is_settled(root):
     assert "| open | [evidence/01_ising](evidence/01_ising.ipynb#) |" in other
 
 
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        ({"below": 0.1, "rivals": [0.3, 0.2]}, "b 0.2"),  # the oracle, 0.01, need not be beaten
+        ({"above": 0.1, "rivals": [0.3, 0.2]}, "a 0.3"),
+        ({"below": 0.1}, "oracle 0.01"),
+        ({"below": 0.1, "rivals": []}, "-"),
+        ({"below": 0.1, "rivals": [0.05]}, "tied not beaten"),
+    ],
+)
+def test_beside_a_verdict_stands_the_guess_that_is_hardest_to_beat(bound, text):
+    null = {"a": 0.3, "b": 0.2, "oracle": 0.01, "tied": 0.05}
+    row = {"measured": 0.05, "null": null, "bound": bound}
+    assert scorecard.guesses_text(row, most=1) == text
+    assert scorecard.guesses_text(row) == "a 0.3, b 0.2, oracle 0.01, tied not beaten"
+
+
+def test_a_bound_that_judges_another_number_names_it():
+    row = {"measured": 0.05, "bound": {"below": 0.0, "of": [0.0042, 0.0036]}}
+    assert scorecard.asked_text(results.CLAIMS[F], row) == "< 0, judged on 0.0042 ± 0.004"
+    row = {"measured": 0.05, "bound": {"below": 0.0, "of": [0.05, 0.0]}}
+    assert scorecard.asked_text(results.CLAIMS[F], row) == "< 0"
+    assert scorecard.asked_text(results.CLAIMS[F], None) == str(results.CLAIMS[F].bound)
+
+
 def line_of(claim):
     (line,) = [line for line in pages.page().splitlines() if f"`{claim}`" in line]
     return line
