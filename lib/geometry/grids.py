@@ -1,6 +1,7 @@
 """Metrics tabulated on a grid."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,11 +117,35 @@ def from_grid(axes: Sequence[Values], values: Values, *, floor: float = 0.0) -> 
 def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> GridMetric:
     """Interpolate a metric from its values on a grid: cheap where paths ask for it very often.
 
-    metric: (n, 2) -> (n, 2, 2). axes, floor, errors: as of `from_grid`.
+    metric: (n, 2) -> (n, 2, 2). axes, floor, errors: as of `from_grid`. Asks the metric again at
+    the centres of up to 2,048 cells and warns where the table makes a small step there longer or
+    shorter by more than a quarter: a ridge narrower than the cells, through which paths slip.
     """
     first, second = (float64(axis, "axes") for axis in axes)
     values = metric(torch.cartesian_prod(first, second))
-    return from_grid((first, second), values.reshape(len(first), -1, 2, 2), floor=floor)
+    table = from_grid((first, second), values.reshape(len(first), -1, 2, 2), floor=floor)
+    centres = torch.cartesian_prod(*((x[1:] + x[:-1]) / 2 for x in (first, second)))
+    own = torch.Generator().manual_seed(0)
+    _check_between(
+        table, metric, centres[torch.randperm(len(centres), generator=own)[:2048]], floor
+    )
+    return table
+
+
+def _check_between(table: GridMetric, metric: Metric, t: Tensor, floor: float) -> None:
+    """Warn where a length by the table and one by the metric itself differ by a quarter."""
+    g = metric(t).double().cpu() + floor * torch.eye(2, dtype=torch.float64)
+    check_positive(g, t)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(table(t).double().cpu()))
+    lengths = torch.linalg.eigvalsh(inverse @ g @ inverse.mT).log() / 2  # of a unit step
+    off, worst = lengths.abs().amax(1).max(0)
+    if off > math.log(1.25):
+        warnings.warn(
+            f"between its nodes the table is wrong by a factor {off.exp():.3g} in length, at t = "
+            f"{[round(x, 4) for x in t[worst].tolist()]}: a ridge narrower than the cells? Crowd "
+            "nodes there, or measure paths by the metric itself with `geodesics.curve_length`",
+            stacklevel=3,
+        )
 
 
 def _check_table(axes: list[Tensor], values: Tensor) -> None:

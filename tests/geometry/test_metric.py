@@ -1,6 +1,7 @@
 """Laws of Riemannian metrics, against exact families and second routes."""
 
 import math
+import warnings
 from functools import cache
 
 import numpy as np
@@ -324,6 +325,22 @@ def test_a_metric_is_tabulated_by_its_own_values():
     table = tabulate(lambda t: fisher_metric(categorical, t), axes, floor=0.01)
     expected = fisher_metric(categorical, nodes) + 0.01 * torch.eye(2, dtype=F64)
     torch.testing.assert_close(table(nodes), expected)
+
+
+@pytest.mark.parametrize("width, warned", [(0.3, False), (0.01, True)])
+def test_a_table_warns_of_a_ridge_between_its_nodes(width, warned):
+    def ridged(t):  # across the first axis, between two nodes of the grid
+        height = 100 * torch.exp(-(((t[:, 0] - 0.05) / width) ** 2) / 2)
+        return (1 + height)[:, None, None] * torch.eye(2, dtype=F64)
+
+    axis = torch.linspace(-1, 1, 21, dtype=F64)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tabulate(ridged, (axis, axis))
+    assert bool(said) == warned
+    for warning in said:  # a step at the top is √101 long, and 1 by the table
+        assert "a factor 10" in str(warning.message)
+        assert "at t = [0.05, " in str(warning.message)
 
 
 def test_a_tabulated_metric_is_positive_between_wild_nodes():
