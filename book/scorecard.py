@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from lib.kit import results, session, stamps
+from lib.kit import results, session, stamps, wording
 from lib.kit.claims import CLAIMS, SECOND, Claim
 from lib.kit.scorecard import (
     ELSEWHERE,
@@ -108,7 +108,7 @@ def line(entry: Claim, row: Mapping | None, second: Mapping | None = None) -> tu
         entry.setting or "-",
         given.get("setting") or "-",
         given.get("family") or entry.family,
-        results.measured_text(given),
+        wording.measured_text(given),
         asked_text(entry, row),
         guesses_text(given),
         controls_text(given),
@@ -144,7 +144,7 @@ def summary() -> str:
     lines = []
     for entry in map(CLAIMS.get, HEADLINES):
         row = found.get(entry.id)
-        measured = results.measured_text(row or {"measured": None})
+        measured = wording.measured_text(row or {"measured": None})
         lines.append((entry.statement, reported_text(entry, row), measured, _verdict(row)))
     headlines = results.markdown(("claim", "reported", "measured ± error (n)", "verdict"), lines)
     parts = results.markdown(TOTALS, totals(found)), carried_over(found), headlines, LEGEND

@@ -22,6 +22,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __repr__(self) -> str:
+        ends = f", 95 % within {self.low:.4g} and {self.high:.4g}" if self.low < self.high else ""
+        return with_error(self.value, self.error) + ends
+
 
 class Matched(NamedTuple):
     """Strength at which a method reaches the wanted success, and what it costs there.
@@ -32,6 +36,18 @@ class Matched(NamedTuple):
     strength: float
     cost: Interval
     reached: float
+
+
+def with_error(value: float, error: float) -> str:
+    """`value ± error`: one digit of the error, two where it begins with 1 or 2.
+
+    The value ends at the same place. Errors beyond 1e-6 to 1e5 keep their powers of ten.
+    """
+    if not (1e-6 < error < 1e5 and abs(value) < 1e5):
+        return f"{value:.4g} ± {error:.1g}"
+    mantissa, _, exponent = f"{error:e}".partition("e")
+    places = max(0, (mantissa[0] in "12") - int(exponent))
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def as_numpy(values: Values) -> np.ndarray:

@@ -9,6 +9,7 @@ digest of a definition is that of its syntax tree, in which
   ValueError`, or TypeError): a run that was made has passed them. So a condition must change
   nothing, and an answer that a notebook draws from a refusal (`except ValueError`) must come from
   one further down, which counts;
+- nor does `__repr__`, by which a value shows itself to a reader;
 - a reference to a definition of `lib` is its bare final name: `phases.crossings`, `crossings` after
   `from lib.slices.phases import crossings`, and the same handed on by a room's face read alike.
 
@@ -41,7 +42,7 @@ from lib.kit import session, syntax
 from lib.kit.syntax import Reference
 
 LIBRARY = Path(__file__).resolve().parents[1]
-KEEPING = "cache claims codec digests pools progress session stamps syntax"
+KEEPING = "cache claims codec digests pools progress session stamps syntax wording"
 KEEPERS = frozenset(f"lib.kit.{name}" for name in KEEPING.split())
 ALWAYS = "*"  # what counts of a module as soon as anything of it does
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")

@@ -9,6 +9,7 @@ from lib.kit import session, stamps
 from lib.kit import verdicts as rule
 from lib.kit.claims import CLAIMS, SECOND, Claim
 from lib.kit.verdicts import Bound, Controls, Number, Numbers, above, below, verdict, within
+from lib.kit.wording import measured_text, number_text
 
 __all__ = ["CLAIMS", "Bound", "Claim", "Controls", "above", "below", "verdict", "within"]
 
@@ -175,23 +176,6 @@ def _cells(row: dict) -> tuple[str, ...]:
         number_text(row["second_route"]),
         row["verdict"] + (f": {row['reason']}" if row["reason"] else ""),
     )
-
-
-def number_text(value: Numbers) -> str:
-    """Return a short text for a number, a named set of numbers, or None."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {number_text(item)}" for name, item in value.items())
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def measured_text(row: Mapping) -> str:
-    """Return `measured ± error (n)` of a row."""
-    if row["measured"] is None:
-        return "-"
-    spread = f" ± {row['error']:.1g}" if row["error"] else ""
-    return f"{number_text(row['measured'])}{spread}" + (f" ({row['n']})" if row["n"] else "")
 
 
 def _check(claim: str, row: dict) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from lib.kit import results, stamps
+from lib.intervals import with_error
+from lib.kit import results, stamps, wording
 from lib.kit.claims import CLAIMS, Claim
 
 SHORT = ("measured ± error (n)", "null", "verdict")
@@ -38,14 +39,14 @@ def families_table(second: Mapping[str, dict]):
 def _short(row: Mapping | None) -> tuple[str, ...]:
     if row is None:
         return "-", "-", "open"
-    return results.measured_text(row), results.number_text(row["null"]), row["verdict"]
+    return wording.measured_text(row), wording.number_text(row["null"]), row["verdict"]
 
 
 def reported_text(entry: Claim, row: Mapping | None) -> str:
     """Return the number that a paper reports, with its unit, and a mark where settings differ."""
     known = entry.reported is not None and (row or {}).get("measured") is not None
     sign = ELSEWHERE if known and row.get("setting") != entry.setting else ""
-    parts = results.number_text(entry.reported), entry.unit.strip("1"), sign
+    parts = wording.number_text(entry.reported), entry.unit.strip("1"), sign
     return " ".join(filter(None, parts))
 
 
@@ -55,7 +56,7 @@ def asked_text(entry: Claim, row: Mapping | None) -> str:
     if bound is None or not bound.of or bound.of[0] == row["measured"]:
         return str(bound or entry.bound or "-")
     value, error = bound.of
-    return f"{bound}, judged on {value:.2g} ± {error:.1g}"
+    return f"{bound}, judged on {with_error(value, error)}"
 
 
 def claims_table(lesson: str):
@@ -73,7 +74,7 @@ def claims_table(lesson: str):
         row, heading = found.get(claim.id, {"measured": None}), headings.get(claim.id, "")
         verdict = f"**{row['verdict']}** [{row['profile']}]" if "verdict" in row else "open"
         link = f"[{heading or recorder}]({recorder}.ipynb#{heading.replace(' ', '-')})"
-        numbers = reported_text(claim, row), results.measured_text(row)
+        numbers = reported_text(claim, row), wording.measured_text(row)
         asked = asked_text(claim, row)
         lines.append((claim.statement, *numbers, asked, guesses_text(row, most=1), verdict, link))
     head = ("claim", "reported", "measured ± error (n)", "asked", "a guess", "verdict", "evidence")
@@ -87,13 +88,13 @@ def guesses_text(row: Mapping, most: int | None = None) -> str:
     """
     bound, null = results.bound_of(row), row.get("null")
     if not isinstance(null, Mapping):
-        return results.number_text(null)
+        return wording.number_text(null)
     names = list(null)
     if most and bound and bound.side != "within":
         names = [name for name in null if bound.rivals is None or null[name] in bound.rivals]
         names = sorted(names, key=null.get, reverse=bound.side == "above")[:most]
     own = {name: "not beaten" if null[name] == row["measured"] else null[name] for name in names}
-    return results.number_text(own) or "-"
+    return wording.number_text(own) or "-"
 
 
 def _headings(name: str) -> dict[str, str]:

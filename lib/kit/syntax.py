@@ -164,7 +164,8 @@ class Reader:
             return self._function(node)
         if isinstance(node, ast.ClassDef):
             head = [self.form(part) for part in (node.decorator_list, node.bases, node.keywords)]
-            body = self._within(True, _bindings(node.body, self.source.package), node.body)
+            counted = [part for part in node.body if getattr(part, "name", "") != "__repr__"]
+            body = self._within(True, _bindings(counted, self.source.package), counted)
             return ["ClassDef", node.name, *head, body]
         if isinstance(node, COMPREHENSIONS):
             first = self.form(node.generators[0].iter)  # is read in the scope around

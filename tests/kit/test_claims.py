@@ -198,7 +198,7 @@ def test_the_table_of_a_notebook_shows_its_rows(session_in):
     results.record(F, **ROW, second_route=0.0441, reason="a | b")
     text = results.table("01_ising").data
     assert text.count("\n") == 2
-    for part in ("0.0883", "< 0.0883", "0.05 ± 0.001 (3)", "affine 0.487", "0.0441"):
+    for part in ("0.0883", "< 0.0883", "0.0500 ± 0.0010 (3)", "affine 0.487", "0.0441"):
         assert part in text
     assert r"reproduced: a \| b" in text
 
@@ -232,7 +232,7 @@ def test_a_lesson_shows_the_committed_verdicts_and_where_each_is_settled(root):
     lines = scorecard.claims_table("01_ising").data.splitlines()
     assert len(lines) == 2 + sum(c.notebook == "01_ising" for c in results.CLAIMS.values())
     (line,) = [line for line in lines if results.CLAIMS[F].statement in line]
-    assert "| 0.05 ± 0.001 (3) | < 0.0883 | " in line and "| **reproduced** [quick] |" in line
+    assert "| 0.0500 ± 0.0010 (3) | < 0.0883 | " in line and "| **reproduced** [quick] |" in line
     assert "[2. Free energy](evidence/01_ising.ipynb#2.-Free-energy)" in line
     (other,) = [line for line in lines if results.CLAIMS[T].statement in line]
     assert "| open | [evidence/01_ising](evidence/01_ising.ipynb#) |" in other
@@ -257,7 +257,7 @@ def test_beside_a_verdict_stands_the_guess_that_is_hardest_to_beat(bound, text):
 
 def test_a_bound_that_judges_another_number_names_it():
     row = {"measured": 0.05, "bound": {"below": 0.0, "of": [0.0042, 0.0036]}}
-    assert scorecard.asked_text(results.CLAIMS[F], row) == "< 0, judged on 0.0042 ± 0.004"
+    assert scorecard.asked_text(results.CLAIMS[F], row) == "< 0, judged on 0.004 ± 0.004"
     row = {"measured": 0.05, "bound": {"below": 0.0, "of": [0.05, 0.0]}}
     assert scorecard.asked_text(results.CLAIMS[F], row) == "< 0"
     assert scorecard.asked_text(results.CLAIMS[F], None) == str(results.CLAIMS[F].bound)
@@ -274,7 +274,7 @@ def test_the_scorecard_prefers_full_and_shows_the_rest_as_open(root):
     write_rows(root, "full", 0.01)
     write_rows(root, "paper", 0.02)
     line = line_of(F)
-    for part in ("0.0883 J", "0.01 ± 0.001 (3)", "reproduced [full]", "< 0.0883", "128 x 128"):
+    for part in ("0.0883 J", "0.0100 ± 0.0010 (3)", "reproduced [full]", "< 0.0883", "128 x 128"):
         assert part in line
     assert pages.page().count("| open |") == len(results.CLAIMS) - 1 + 1  # the head of totals
     assert f"{len(results.CLAIMS)} claims" in pages.terminal()

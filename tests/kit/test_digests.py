@@ -209,6 +209,16 @@ def test_what_a_function_of_lib_decorates_counts_with_its_module(lib):
     assert "entry" in lib.names(["from lib import table", "table.find(1)"])
 
 
+def test_how_a_value_shows_itself_does_not_count(lib):
+    plain = "class Shown:\n    def size(self):\n        return 1\n"
+    lib.write("shown", plain)
+    before = lib.stamp(["from lib import shown", "shown.Shown()"])
+    lib.write("shown", plain + "\n    def __repr__(self):\n        return 'one'\n")
+    assert lib.stamp(["from lib import shown", "shown.Shown()"]) == before
+    lib.write("shown", plain + "\n    def __str__(self):\n        return 'one'\n")
+    assert lib.stamp(["from lib import shown", "shown.Shown()"]) != before
+
+
 def test_what_keeps_numbers_is_not_followed():
     library = digests.Library()
     unit = library.cells(["from lib.kit import cache, plots", "cache.cached(plots.figure)"])
