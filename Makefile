@@ -83,19 +83,19 @@ lint: ready ## ruff on .py and .ipynb
 	"$(PYTHON)" -m ruff format --check .
 
 test: lint ## lint, all notebooks in profile smoke, pytest with nbval
-	$(PIPELINE) run --profile smoke
 	@$(MAKE) --no-print-directory -j2 pytest-first pytest-second
 
-# Two halves of one thread each fill two cores better than one process of two threads.
+# Two halves of one thread each fill two cores better than one process of two threads. The first
+# runs the notebooks small, and then what reads their outputs.
 PYTEST := KIT_PROFILE=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 "$(PYTHON)" -m pytest
 
 pytest-first:
+	$(PIPELINE) run --profile smoke
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-	  --nbval-kernel-startup-timeout=600 \
-	  tests/geometry tests/physics $(NOTEBOOKS:%=notebooks/%.ipynb)
+	  --nbval-kernel-startup-timeout=600 tests/test_results.py $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 pytest-second:
-	$(PYTEST) --ignore=tests/geometry --ignore=tests/physics tests
+	$(PYTEST) --ignore=tests/test_results.py tests
 
 test-device: ready ## every public call of lib on a pretend accelerator, against the CPU
 	$(PYTEST) tests/device/checks.py
