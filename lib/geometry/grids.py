@@ -117,10 +117,18 @@ def from_grid(axes: Sequence[Values], values: Values, *, floor: float = 0.0) -> 
 def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> GridMetric:
     """Interpolate a metric from its values on a grid: cheap where paths ask for it very often.
 
-    metric: (n, 2) -> (n, 2, 2). axes, floor, errors: as of `from_grid`. Asks the metric again at
+    metric: (n, 2) -> (n, 2, 2), tensors. axes, floor: as of `from_grid`. Asks the metric again at
     the centres of up to 2,048 cells and warns where the table makes a small step there longer or
     shorter by more than a quarter: a ridge narrower than the cells, through which paths slip.
+    Raises ValueError as `from_grid`, and on other than two axes or a metric of another shape.
     """
+    if len(axes) != 2:
+        raise ValueError(f"{len(axes)} axes given; a table has two, each of at least 4 points")
+    if not _is_metric(metric, [axis[0] for axis in axes]):
+        raise ValueError(
+            "the metric must answer a tensor of points (n, 2) by a tensor (n, 2, 2), and at the "
+            "first node it does not; a NumPy one is wrapped as lambda t: torch.as_tensor(f(t))"
+        )
     first, second = (float64(axis, "axes") for axis in axes)
     values = metric(torch.cartesian_prod(first, second))
     table = from_grid((first, second), values.reshape(len(first), -1, 2, 2), floor=floor)
@@ -130,6 +138,11 @@ def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> G
         table, metric, centres[torch.randperm(len(centres), generator=own)[:2048]], floor
     )
     return table
+
+
+def _is_metric(metric: Metric, point: list) -> bool:
+    g = metric(float64([point], "axes"))
+    return isinstance(g, Tensor) and g.shape == (1, 2, 2)
 
 
 def _check_between(table: GridMetric, metric: Metric, t: Tensor, floor: float) -> None:

@@ -327,6 +327,21 @@ def test_a_metric_is_tabulated_by_its_own_values():
     torch.testing.assert_close(table(nodes), expected)
 
 
+@pytest.mark.parametrize(
+    "metric, axes, said",
+    [
+        (lambda t: t.new_ones(len(t), 3, 3), 2, "tensor of points"),
+        (lambda t: torch.eye(2), 2, "tensor of points"),
+        (lambda t: np.ones((len(t), 2, 2)), 2, "torch.as_tensor"),
+        (lambda t: torch.eye(2).expand(len(t), 2, 2), 1, "1 axes given"),
+        (lambda t: torch.eye(2).expand(len(t), 2, 2), 3, "3 axes given"),
+    ],
+)
+def test_a_table_refuses_what_is_no_metric_of_a_plane(metric, axes, said):
+    with pytest.raises(ValueError, match=said):
+        tabulate(metric, [torch.linspace(0, 1, 5, dtype=F64)] * axes)
+
+
 @pytest.mark.parametrize("width, warned", [(0.3, False), (0.01, True)])
 def test_a_table_warns_of_a_ridge_between_its_nodes(width, warned):
     def ridged(t):  # across the first axis, between two nodes of the grid
