@@ -46,10 +46,13 @@ def test_every_page_is_in_the_table_of_contents_once(source):
     trees = re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
     lines = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
     entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
+    used = set()
     for page in {p.with_suffix("").as_posix() for p in pages} - {"index"}:
         depth = page.count("/")
         at = [e for e in entries if e.count("/") == depth and fnmatch.fnmatchcase(page, e)]
         assert len(at) == 1, f"{page} is in the table of contents {len(at)} times"
+        used.update(at)
+    assert used == set(entries), "the table of contents names pages that there are not"
 
 
 def test_all_of_the_repository_that_is_to_be_read_is_a_page(source):
