@@ -62,14 +62,17 @@ class Reweighted(nn.Module):
         if as_points(theta, "theta").shape[1] != self.statistics.shape[1]:
             raise ValueError(_other_columns(theta, self.statistics))
         theta, f = float64(theta, "theta"), self.statistics
-        parts = []
-        for block in theta.split(ROWS):
-            log = self._logs(block)
+        n, d = theta.shape
+        phi, mean, covariance = (theta.new_empty(n, *end) for end in ((), (d,), (d, d)))
+        for k in range(0, n, ROWS):  # into place: what is small and kept would split freed memory
+            block = slice(k, k + ROWS)
+            log = self._logs(theta[block])
             p = log.softmax(1)
-            mean = p @ f
-            square = (p @ (f[:, :, None] * f[:, None]).flatten(1)).unflatten(1, (f.shape[1],) * 2)
-            parts.append((log.logsumexp(1), mean, square - mean[:, :, None] * mean[:, None]))
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            first = p @ f
+            second = (p @ (f[:, :, None] * f[:, None]).flatten(1)).unflatten(1, (d, d))
+            phi[block], mean[block] = log.logsumexp(1), first
+            covariance[block] = second - first[:, :, None] * first[:, None]
+        return phi, mean, covariance
 
 
 def _other_columns(theta: Values, statistics: Tensor) -> str:

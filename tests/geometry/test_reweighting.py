@@ -1,6 +1,9 @@
 """Reweighting, on a family whose answer is known."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from lib.geometry.metric import fisher_metric
 from lib.geometry.potential import align_affine
 
 F64 = torch.float64
+ROOT = Path(__file__).resolve().parents[2]
 BOX = torch.tensor([[-1.0, -0.5], [1.0, 1.5]], dtype=F64)
 
 
@@ -157,3 +161,23 @@ def test_log_z_and_its_moments_refuse_what_are_no_points_of_the_fit(theta, messa
     for call in (log_z, log_z.moments):
         with pytest.raises(ValueError, match=message):
             call(theta)
+
+
+MANY = """
+import resource, torch
+from lib.geometry.reweighting import Reweighted
+own = torch.Generator().manual_seed(0)
+small = [torch.zeros(k) for k in range(1000, 3000)]  # a heap with gaps, as a notebook has it
+family = Reweighted(torch.randn(8_000, 2, generator=own).double(), torch.zeros(8_000).double())
+points = torch.randn(12_800, 2, generator=own).double()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+family.moments(points)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another elsewhere")
+def test_memory_does_not_grow_with_the_number_of_points():
+    done = subprocess.run([sys.executable, "-c", MANY], cwd=ROOT, capture_output=True, text=True)
+    block = reweighting.ROWS * 8_000 * 8 / 1024  # kB; all blocks together are fifty times as large
+    assert int(done.stdout) < 16 * block, done.stderr
