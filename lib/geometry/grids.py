@@ -124,7 +124,7 @@ def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> G
     """
     if len(axes) != 2:
         raise ValueError(f"{len(axes)} axes given; a table has two, each of at least 4 points")
-    if not _is_metric(metric, [axis[0] for axis in axes]):
+    if not _is_metric(metric, axes):
         raise ValueError(
             "the metric must answer a tensor of points (n, 2) by a tensor (n, 2, 2), and at the "
             "first node it does not; a NumPy one is wrapped as lambda t: torch.as_tensor(f(t))"
@@ -140,8 +140,8 @@ def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> G
     return table
 
 
-def _is_metric(metric: Metric, point: list) -> bool:
-    g = metric(float64([point], "axes"))
+def _is_metric(metric: Metric, axes: Sequence[Values]) -> bool:
+    g = metric(torch.cartesian_prod(*(float64(axis, "axes")[:1] for axis in axes)))
     return isinstance(g, Tensor) and g.shape == (1, 2, 2)
 
 

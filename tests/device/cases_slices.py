@@ -59,7 +59,7 @@ CASES |= {
         by_sum(on)[0], crossed(on), tolerance=1e-3
     ),
     "slices.borders.steepest": lambda on: borders.steepest(
-        lambda t: (9 * by_sum(on)[1](t)).sigmoid(), on(LOW), on(HIGH - LOW), width=0.5
+        lambda t: (9 * by_sum(on)[1](t)).sigmoid()[:, None], on(LOW), on(HIGH - LOW), width=0.5
     ),
     "slices.borders.combined": lambda on: borders.combined(on(torch.stack([LABELS] * 2, -1))),
     "slices.borders.border_pairs": lambda on: borders.border_pairs(on(LABELS), on(HILLS), most=3),
