@@ -95,9 +95,17 @@ def test_a_rule_tells_right_from_wrong(measured, error, rule, verdict):
 def test_a_draft_of_the_rules_holds_for_the_results_it_was_made_from():
     for error, measured in ((0.1, 1.2), (0, 1.2), (0, 0.0), (None, None)):
         row = {"measured": measured, "error": error, "verdict": "partly"}
-        assert agrees(row, draft.rule(row)) and not agrees(row | {"verdict": "x"}, draft.rule(row))
+        rule = draft.rule("hessian.ising.rmse_free_energy", row)
+        assert agrees(row, rule) and not agrees(row | {"verdict": "x"}, rule)
         if measured is not None:
-            assert not agrees(row | {"measured": measured + 0.5}, draft.rule(row))
+            assert not agrees(row | {"measured": measured + 0.5}, rule)
+
+
+def test_of_a_ratio_of_times_only_the_verdict_is_drafted():
+    row = {"measured": 2.2, "error": None, "verdict": "not reproduced"}
+    assert draft.TIMES <= set(results.CLAIMS)
+    for claim in draft.TIMES:
+        assert draft.rule(claim, row) == {"verdict": "not reproduced"}
 
 
 @pytest.mark.parametrize("rule", [{"value": 1}, {"value": 1, "sigma": 2}, {"bellow": 1}])
