@@ -103,7 +103,7 @@ def test_a_draft_of_the_rules_holds_for_the_results_it_was_made_from():
 
 def test_of_a_ratio_of_times_only_the_verdict_is_drafted():
     row = {"measured": 2.2, "error": None, "verdict": "not reproduced"}
-    assert draft.TIMES <= set(results.CLAIMS)
+    assert all(claim in results.CLAIMS for claim in draft.TIMES)
     for claim in draft.TIMES:
         assert draft.rule(claim, row) == {"verdict": "not reproduced"}
 
