@@ -119,7 +119,9 @@ def tabulate(metric: Metric, axes: Sequence[Values], *, floor: float = 0.0) -> G
 
     metric: (n, 2) -> (n, 2, 2), tensors. axes, floor: as of `from_grid`. Asks the metric again at
     the centres of up to 2,048 cells and warns where the table makes a small step there longer or
-    shorter by more than a quarter: a ridge narrower than the cells, through which paths slip.
+    shorter by more than a quarter: a ridge narrower than the cells, through which paths slip. (Not
+    one of a few hundredths of a cell that passes by nodes and centres alike: `curve_length` of
+    some paths by the metric itself is the second route.)
     Raises ValueError as `from_grid`, and on other than two axes or a metric of another shape.
     """
     if len(axes) != 2:
